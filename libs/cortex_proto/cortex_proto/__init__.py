@@ -1,0 +1,1 @@
+"""What two cortex processes must agree on: ids, subjects, messages, catalogue, errors. All of it pure."""

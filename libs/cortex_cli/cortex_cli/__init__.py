@@ -1,1 +1,1 @@
-
+"""The command `cortex`: runs the services, asks them, measures them."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 
@@ -93,28 +94,43 @@ def parse(text: str) -> Catalogue:
         CatalogueError: no TOML, an unknown or mistyped key, a double id, an alias to nowhere.
     """
     try:
-        catalogue = msgspec.toml.decode(text, type=Catalogue)
+        tree = msgspec.toml.decode(text)
     except msgspec.DecodeError as error:
-        raise CatalogueError(_in_plain_words(str(error))) from error
+        raise CatalogueError(str(error)) from error
+    try:
+        catalogue = msgspec.convert(tree, Catalogue)
+    except msgspec.ValidationError as error:
+        raise CatalogueError(_in_plain_words(str(error), tree)) from error
     _check(catalogue)
     return catalogue
 
 
-def _in_plain_words(reason: str) -> str:
-    return re.sub(r"`\$\.?", "`", reason.replace("Object contains unknown field", "unknown key"))
+def _in_plain_words(reason: str, tree: Any) -> str:
+    text = re.sub(r"`\$\.?", "`", reason.replace("Object contains unknown field", "unknown key"))
+    at = re.search(r"`models\[(\d+)\]", text)
+    entry = tree["models"][int(at[1])] if at else None
+    return f"model {entry['id']!r}: {text}" if isinstance(entry, dict) and "id" in entry else text
 
 
 def _check(catalogue: Catalogue) -> None:
     seen: set[str] = set()
     for model in catalogue.models:
-        token(model.id)
+        _check_name(model.id)
         if model.id in seen:
             raise CatalogueError(f"model {model.id!r} is listed twice")
         if model.min_devices < 1:
             raise CatalogueError(f"model {model.id!r}: min_devices is at least 1")
         seen.add(model.id)
     for alias, target in catalogue.aliases.items():
+        _check_name(alias)
         if target not in seen:
             raise CatalogueError(f"alias {alias!r} points to {target!r}, which is not listed")
         if alias in seen:
             raise CatalogueError(f"alias {alias!r} is also the id of a model")
+
+
+def _check_name(name: str) -> None:
+    try:
+        token(name)
+    except BadRequestError as error:
+        raise CatalogueError(f"{name!r}: {error}") from error

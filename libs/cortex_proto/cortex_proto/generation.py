@@ -164,7 +164,7 @@ class Step(Message, frozen=True):
 
 
 class Lease(Message, frozen=True):
-    """Gateway -> neuron, once a second: these streams of mine are still wanted.
+    """Gateway -> neuron, each `LEASE_PERIOD_S`: these streams of mine are still wanted.
 
     A stream that no lease names for `LEASE_LIMIT_S` is cancelled: its gateway is gone.
     """

@@ -18,9 +18,13 @@ StreamId = NewType("StreamId", str)
 """One attempt to serve a request on one node: `<request>-<attempt>`."""
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+"""Control characters, and halves of surrogate pairs, which are no characters."""
 _MAX_TOKEN_CHARS = 96
 _MAX_ID_BYTES = 512
 _NODE_ID = re.compile(r"[a-z0-9_-]{1,64}")
+_RESERVED = frozenset(("any", "0"))
+"""Stand where a node id stands in a subject, and mean something else there."""
 
 
 def token(name: str) -> str:
@@ -32,10 +36,10 @@ def token(name: str) -> str:
     name never collides with a short one. Injective, and reversible unless shortened.
 
     Raises:
-        BadRequestError: `name` is empty, over 512 bytes, or holds a control character.
+        BadRequestError: `name` is empty, over 512 bytes, no Unicode, or holds a control character.
     """
-    raw = name.encode()
-    if not raw or len(raw) > _MAX_ID_BYTES or any(b < 0x20 or b == 0x7F for b in raw):
+    raw = name.encode(errors="surrogatepass")
+    if not raw or len(raw) > _MAX_ID_BYTES or _UNFIT.search(name):
         raise BadRequestError(f"a model id has 1 to {_MAX_ID_BYTES} bytes and no control characters")
     text = "".join(chr(b) if b in _PLAIN else f"={b:02X}" for b in raw)
     if len(text) <= _MAX_TOKEN_CHARS:
@@ -51,10 +55,16 @@ def untoken(text: str) -> str | None:
 
 
 def node_id(name: str) -> NodeId:
-    """Make a host name into a node id: lower case, anything unusual becomes "-"."""
+    """Make a host name into a node id: lower case, anything unusual becomes "-".
+
+    Raises:
+        BadRequestError: nothing is left of `name`, or it is "any" or "0", which subjects use.
+    """
     text = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-")[:64]
     if not _NODE_ID.fullmatch(text):
         raise BadRequestError(f"{name!r} holds no letter or digit, so it cannot name a node")
+    if text in _RESERVED:
+        raise BadRequestError(f"a node cannot be named {text!r}: subjects use that word")
     return NodeId(text)
 
 

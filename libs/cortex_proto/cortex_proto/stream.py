@@ -21,7 +21,11 @@ from cortex_proto.ids import StreamId
 
 
 class Digest:
-    """A rolling blake2s of what a stream says: text, reasoning and tool-call pieces, in order."""
+    """A rolling blake2s of what a stream says: text, reasoning and tool-call pieces, in order.
+
+    Each piece goes in as its fields, each with its length in bytes before it (`1:t5:Hello`), so that
+    no two different answers are the same bytes.
+    """
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2s(digest_size=16)
@@ -30,13 +34,18 @@ class Digest:
         """Take in one delta; the kinds without text change nothing."""
         match delta:
             case TextDelta(text=text):
-                self._hash.update(b"t" + text.encode())
+                self._take("t", text)
             case ReasoningDelta(text=text):
-                self._hash.update(b"r" + text.encode())
-            case ToolCallDelta(arguments=arguments, name=name):
-                self._hash.update(b"c" + (name or "").encode() + b"\0" + arguments.encode())
+                self._take("r", text)
+            case ToolCallDelta(index=index, arguments=arguments, id=id, name=name):
+                self._take("c", str(index), id or "", name or "", arguments)
             case Accepted() | Finished() | Failed():
                 pass
+
+    def _take(self, kind: str, *parts: str) -> None:
+        for part in (kind, *parts):
+            raw = part.encode()
+            self._hash.update(b"%d:" % len(raw) + raw)
 
     def text(self) -> str:
         """Return the digest so far, in hex."""

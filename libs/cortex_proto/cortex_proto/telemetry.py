@@ -1,7 +1,7 @@
 """Metrics and events, as JSON, so that `nats sub 'cortex.metrics.>'` reads well.
 
-A service sends cumulative snapshots: a lost one is healed by the next. Events are for people and
-may be lost; `seq` shows it. Labels come from closed sets: never from what a client wrote.
+A service sends cumulative, numbered snapshots: a lost one is healed by the next, and the gap shows.
+Events are for people and may be lost. Labels come from closed sets: never from what a client wrote.
 """
 
 from collections.abc import Mapping
@@ -48,14 +48,10 @@ REQUESTS = _counter("cortex_requests_total", "Requests that ended, well or not."
 REQUEST_ERRORS = _counter(
     "cortex_request_errors_total", "Requests that ended in an error.", ("model", "node", "code")
 )
-REQUESTS_CANCELLED = _counter(
-    "cortex_requests_cancelled_total", "Requests whose client left before the end."
-)
+REQUESTS_CANCELLED = _counter("cortex_requests_cancelled_total", "Requests whose client left before the end.")
 PROMPT_TOKENS = _counter("cortex_prompt_tokens_total", "Tokens of prompts, cached ones included.")
 OUTPUT_TOKENS = _counter("cortex_completion_tokens_total", "Tokens sampled.")
-CACHED_TOKENS = _counter(
-    "cortex_cached_prompt_tokens_total", "Prompt tokens that were not computed again."
-)
+CACHED_TOKENS = _counter("cortex_cached_prompt_tokens_total", "Prompt tokens that were not computed again.")
 COLD_STARTS = _counter("cortex_cold_starts_total", "Requests that waited for their model to load.")
 FIRST_TOKEN_S = _histogram(
     "cortex_time_to_first_token_seconds",
@@ -86,11 +82,18 @@ DEVICE_FREE_BYTES = _gauge(
     "cortex_device_memory_free_bytes", "Memory that the ledger has left.", ("node", "device")
 )
 NODES_UP = _gauge("cortex_nodes_up", "Nodes heard of lately.", ())
+SNAPSHOTS_LOST = _counter(
+    "cortex_snapshots_lost_total", "Snapshots that did not reach metrics; the next one healed it.", ()
+)
+SNAPSHOTS_REFUSED = _counter(
+    "cortex_snapshots_refused_total", "Snapshots not believed, in whole or in part.", ()
+)
 
 METRICS: tuple[Metric, ...] = (
     REQUESTS, REQUEST_ERRORS, REQUESTS_CANCELLED, PROMPT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, COLD_STARTS,
     FIRST_TOKEN_S, TOKENS_PER_S, DURATION_S, QUEUE_WAIT_S, LOADS, LOAD_FAILURES, LOAD_S, UNLOADS, EVICTIONS,
     RUNNING, WAITING, MODEL_BYTES, DEVICE_TOTAL_BYTES, DEVICE_FREE_BYTES, NODES_UP,
+    SNAPSHOTS_LOST, SNAPSHOTS_REFUSED,
 )  # fmt: skip
 """All that cortex exports; a snapshot with anything else is not believed."""
 

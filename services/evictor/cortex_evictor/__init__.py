@@ -1,0 +1,1 @@
+"""The evictor: proposes who leaves a node when room is needed."""

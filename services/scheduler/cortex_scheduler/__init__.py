@@ -1,0 +1,1 @@
+"""The scheduler: decides which model runs on which devices of which node."""

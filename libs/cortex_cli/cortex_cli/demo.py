@@ -1,0 +1,111 @@
+"""`cortex demo`: the whole system on free ports, one question through the API, and everything gone again."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+
+from cortex_cli import api
+from cortex_cli.answer import Answer, show_answer
+from cortex_cli.chat import first_model
+from cortex_cli.errors import CliError
+from cortex_cli.polling import until
+from cortex_cli.ports import free_ports
+from cortex_cli.up import cortex_command
+
+START_LIMIT_S = 60.0
+STOP_LIMIT_S = 60.0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Start, ask, print the answer and how fast it came, stop."""
+    with tempfile.TemporaryDirectory(prefix="cortex-demo-") as folder:
+        answer = asyncio.run(_demo(Path(folder), options))
+    print(
+        f"\nfirst token after {answer.ttft_s:.1f} s (with loading), then {answer.tokens_per_s:.1f} tokens/s; "
+        f"{answer.usage.prompt_tokens} tokens in, {answer.usage.completion_tokens} out"
+    )
+    return 0
+
+
+async def _demo(folder: Path, options: argparse.Namespace) -> Answer:
+    gateway, metrics, neuron, nats = free_ports(4)
+    overrides = {
+        "CORTEX_GATEWAY__LISTEN": f"127.0.0.1:{gateway}",
+        "CORTEX_METRICS__LISTEN": f"127.0.0.1:{metrics}",
+        "CORTEX_NEURON__LISTEN": f"127.0.0.1:{neuron}",
+        "CORTEX_NATS__URL": f"nats://127.0.0.1:{nats}",
+        "CORTEX_NATS__EMBEDDED": "true",
+        "CORTEX_NATS__STORE_DIR": str(folder / "nats"),
+    }
+    url = f"http://127.0.0.1:{gateway}"
+    print(f"starting cortex on {url} ...", flush=True)
+    async with _running(folder, overrides) as up, api.client(url) as http:
+        await _ready(http, up)
+        model = await first_model(http)
+        print(f"{model} is asked: {options.prompt}\n", flush=True)
+        messages = [{"role": "user", "content": options.prompt}]
+        body = {"model": model, "messages": messages, "max_tokens": options.max_tokens, "temperature": 0}
+        return await show_answer(http, body)
+
+
+@asynccontextmanager
+async def _running(folder: Path, overrides: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run `cortex up` in `folder`; its log is shown only if something goes wrong."""
+    log = folder / "log"
+    environment = {k: v for k, v in os.environ.items() if k != "CORTEX_CONFIG"} | overrides
+    with log.open("wb") as output:
+        up = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cortex_kit.tether", str(os.getpid()), *cortex_command(), "up"),
+            cwd=folder,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield up
+        await _stop(up)
+    except BaseException:
+        await _stop(up)
+        sys.stderr.write(log.read_text(errors="replace"))
+        raise
+
+
+async def _stop(up: asyncio.subprocess.Process) -> None:
+    if up.returncode is None:
+        up.send_signal(signal.SIGINT)
+    try:
+        code = await asyncio.wait_for(up.wait(), STOP_LIMIT_S)
+    except TimeoutError as error:
+        up.kill()
+        raise CliError(f"cortex did not stop within {STOP_LIMIT_S:g} s") from error
+    if code != 0:
+        raise CliError(f"cortex ended with exit code {code}")
+
+
+async def _ready(http: httpx.AsyncClient, up: asyncio.subprocess.Process) -> None:
+    async def settled() -> bool:
+        return up.returncode is not None or await _is_ready(http)
+
+    try:
+        await asyncio.wait_for(until(settled), START_LIMIT_S)
+    except TimeoutError as error:
+        raise CliError(f"cortex was not ready after {START_LIMIT_S:g} s") from error
+    if up.returncode is not None:
+        raise CliError(f"cortex ended with exit code {up.returncode} while it started")
+
+
+async def _is_ready(http: httpx.AsyncClient) -> bool:
+    try:
+        return (await http.get("/readyz")).is_success
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,63 @@
+"""What one step computes: some tokens of some requests, and which of them get a next token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cortex_proto.ids import StreamId
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How to choose the next token of one row, and which one it is of its request's tokens.
+
+    `seed` and `index` alone decide the random number, so a choice depends neither on the
+    neighbours in the batch nor on how often the request was interrupted.
+    """
+
+    temperature: float
+    """0 is greedy."""
+    top_p: float
+    top_k: int
+    """0 keeps all."""
+    seed: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """Some tokens of one request."""
+
+    id: StreamId
+    tokens: Sequence[int]
+    past: int
+    """Tokens before these whose keys and values are in the cache."""
+    pages: tuple[int, ...]
+    """In order; they cover at least `past` and `tokens`."""
+    draw: Draw | None
+    """None: a piece of a prompt whose end is still to come, so there is nothing to choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step. Decoding rows come first, then pieces of prompts, each oldest first."""
+
+    rows: tuple[PlanRow, ...]
+    num_decoding: int
+    preempted: tuple[StreamId, ...] = ()
+    """These lost their pages to an older request; youngest first."""
+    blocked: str = ""
+    """What keeps the first waiting request out; empty if none waits."""
+
+    @property
+    def because(self) -> str:
+        """Say what the step does and why; made only when someone asks, not in every step."""
+        clauses = []
+        if self.num_decoding:
+            clauses.append(f"{self.num_decoding} decode")
+        if prompts := self.rows[self.num_decoding :]:
+            clauses.append(f"{sum(len(row.tokens) for row in prompts)} prompt tokens of {len(prompts)}")
+        if self.preempted:
+            clauses.append(f"no page was left, so the youngest gave way: {', '.join(self.preempted)}")
+        if self.blocked:
+            clauses.append(f"the next waits: {self.blocked}")
+        return "; ".join(clauses) or "nothing to do"

@@ -1,0 +1,95 @@
+"""One rank process as its parent sees it: started, spoken to, and certain to end."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from asyncio import StreamReader, StreamWriter
+from asyncio.subprocess import DEVNULL, Process
+from typing import Self
+
+from cortex_neuron.engine.messages import (
+    FromRank,
+    LoadOptions,
+    ToRank,
+    Unframer,
+    frame,
+    from_rank,
+    write_options,
+)
+
+_LEAVE_LIMIT_S = 2.0
+_CHUNK_BYTES = 1 << 16
+
+
+class RankProcess:
+    """A child process in a session of its own, at the other end of a socket pair."""
+
+    def __init__(self, process: Process, reader: StreamReader, writer: StreamWriter) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._unframer = Unframer()
+
+    @classmethod
+    async def spawn(cls, options: LoadOptions) -> Self:
+        """Start a rank; it begins to load at once. Its standard error is ours."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "cortex_neuron.engine.rank"]
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                str(theirs.fileno()),
+                str(os.getpid()),
+                write_options(options),
+                pass_fds=[theirs.fileno()],
+                stdin=DEVNULL,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": str(options.threads)},
+            )
+        reader, writer = await asyncio.open_connection(sock=ours)
+        return cls(process, reader, writer)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def send(self, message: ToRank) -> None:
+        """Send `message`, in order, without waiting."""
+        self._writer.write(frame(message))
+
+    async def receive(self) -> list[FromRank]:
+        """Wait for the next messages.
+
+        Raises:
+            EOFError: the rank has ended.
+        """
+        while True:
+            try:
+                chunk = await self._reader.read(_CHUNK_BYTES)
+            except ConnectionError as error:
+                raise EOFError from error
+            if not chunk:
+                raise EOFError
+            if payloads := self._unframer.feed(chunk):
+                return [from_rank.decode(payload) for payload in payloads]
+
+    def kill(self) -> None:
+        """Make it end at once, whatever it is doing."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def end(self) -> str:
+        """Ask it to leave, kill it if it does not, wait until it is gone; returns how it ended."""
+        self._writer.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_LIMIT_S):
+                await self._process.wait()
+        self.kill()
+        code = await self._process.wait()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

@@ -1,0 +1,81 @@
+"""Computes a plan: packs it for the model, runs it, samples. Knows nothing of requests."""
+
+from typing import Self
+
+import torch
+from cortex_proto.errors import LoadFailedError
+
+from cortex_neuron.engine.messages import LoadOptions
+from cortex_neuron.engine.plan import Plan
+from cortex_neuron.engine.sample import sample
+from cortex_neuron.model.batch import Batch
+from cortex_neuron.model.causal import CausalModel
+from cortex_neuron.model.checkpoint import OnProgress
+from cortex_neuron.model.kv import KvPool
+from cortex_neuron.model.load import load
+from cortex_neuron.model.spec import PAGE, ModelSpec, kv_page_bytes
+
+
+class Runner:
+    """A model and its keys and values, on one device."""
+
+    def __init__(self, model: CausalModel, kv: KvPool, device: torch.device) -> None:
+        self.spec: ModelSpec = model.spec
+        self.num_pages = kv.num_pages
+        self._model = model
+        self._kv = kv
+        self._device = device
+
+    @classmethod
+    def load(cls, options: LoadOptions, on_progress: OnProgress) -> Self:
+        """Load the model, and make room for keys and values.
+
+        Raises:
+            LoadFailedError: the model cannot be loaded, or `kv_bytes` is not enough for one page.
+        """
+        device = torch.device(options.device)
+        dtype = getattr(torch, options.dtype)
+        model = load(options.path, device=device, dtype=dtype, on_progress=on_progress)
+        num_pages = num_pages_of(model.spec, options)
+        runner = cls(model, KvPool(model.spec, num_pages=num_pages, dtype=dtype, device=device), device)
+        runner.warm_up()
+        return runner
+
+    def step(self, plan: Plan) -> list[int]:
+        """Run `plan`; returns one token for each of its rows that draws, in order."""
+        rows = plan.rows
+        batch = Batch.of([(row.tokens, row.past, row.pages) for row in rows], self._device)
+        logits_RV = self._model(batch, self._kv)
+        draws = [row.draw for row in rows if row.draw is not None]
+        if not draws:
+            return []
+        if len(draws) < len(rows):
+            logits_RV = logits_RV[[place for place, row in enumerate(rows) if row.draw is not None]]
+        return sample(logits_RV, draws)
+
+    def warm_up(self) -> None:
+        """Compute one token in the first page, before anybody has it: what does not work fails here."""
+        self._model(Batch.of([([0], 0, [0])], self._device), self._kv).argmax(dim=-1).tolist()
+
+    def check_device(self) -> None:
+        """Use the device once and wait for it.
+
+        Raises:
+            RuntimeError: it does not work any more; on CUDA an illegal access is never forgotten.
+        """
+        torch.zeros(1, device=self._device).item()
+
+
+def num_pages_of(spec: ModelSpec, options: LoadOptions) -> int:
+    """Count the pages that `kv_bytes` hold, no more than the largest batch could ever fill.
+
+    Raises:
+        LoadFailedError: not even one.
+    """
+    page_bytes = kv_page_bytes(spec, options.dtype)
+    num_pages = options.kv_bytes // page_bytes
+    if num_pages < 1:
+        raise LoadFailedError(
+            f"{options.kv_bytes} bytes for keys and values hold no page of {page_bytes} bytes"
+        )
+    return min(num_pages, options.max_batch * -(-spec.context // PAGE))

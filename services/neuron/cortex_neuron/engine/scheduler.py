@@ -1,0 +1,273 @@
+"""Continuous batching: which requests take part in the next step, and with how many tokens.
+
+Every step computes one token of each decoding request first, then pieces of prompts, the oldest
+first, within a budget: an answer that is running never waits for somebody's prompt. A request
+enters when there are pages for its tokens and one more. When a decoding request needs a page and
+none is free, the youngest gives up its pages and goes back to the front of the queue; what it
+had said becomes part of the tokens to compute again.
+
+Requests run in order of arrival: `_running` is always older than `_waiting`. The oldest one
+fits into the pages alone, so there is always progress.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from cortex_proto.errors import BadRequestError, BusyError, ContextLengthError
+from cortex_proto.ids import StreamId
+
+from cortex_neuron.engine.cache import Pages
+from cortex_neuron.engine.messages import Ended, EndReason, EngineRequest, Event, Sampled
+from cortex_neuron.engine.plan import Draw, Plan, PlanRow
+from cortex_neuron.model.spec import PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the model and the options allow."""
+
+    context: int
+    """No more than the pages hold, so that one request always fits alone."""
+    vocab_size: int
+    eos_ids: frozenset[int]
+    num_pages: int
+    max_batch: int
+    max_waiting: int
+    prefill_tokens: int
+
+
+@dataclass(slots=True, eq=False)
+class _Generation:
+    """A request on its way; times are None until they come."""
+
+    request: EngineRequest
+    seed: int
+    max_output: int
+    submitted_s: float
+    tokens: list[int] = field(init=False)
+    """The prompt and everything sampled since."""
+    computed: int = 0
+    """So many of `tokens` are in the cache."""
+    pages: tuple[int, ...] = ()
+    started_s: float | None = None
+    first_s: float | None = None
+    last_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.tokens)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - len(self.request.tokens)
+
+    @property
+    def pending(self) -> int:
+        """Tokens to compute before the next one can be sampled; 1 means decoding."""
+        return len(self.tokens) - self.computed
+
+    def ended(self, reason: EndReason, now_s: float) -> Ended:
+        """Give the last event; a phase that was not reached took no time."""
+        started_s = now_s if self.started_s is None else self.started_s
+        first_s = now_s if self.first_s is None else self.first_s
+        last_s = first_s if self.last_s is None else self.last_s
+        return Ended(
+            self.request.id,
+            reason,
+            prompt_tokens=len(self.request.tokens),
+            output_tokens=self.num_output,
+            queue_s=started_s - self.submitted_s,
+            prefill_s=first_s - started_s,
+            decode_s=last_s - first_s,
+        )
+
+
+class Scheduler:
+    """Owns the requests of one engine and their pages. Knows neither tensors nor clocks."""
+
+    def __init__(self, limits: Limits) -> None:
+        assert limits.context <= limits.num_pages * PAGE
+        self._limits = limits
+        self._pages = Pages(limits.num_pages)
+        self._running: list[_Generation] = []
+        self._waiting: deque[_Generation] = deque()
+        self._by_id: dict[StreamId, _Generation] = {}
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold pages."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that hold none."""
+        return len(self._waiting)
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages that nobody holds."""
+        return self._pages.free
+
+    def submit(self, request: EngineRequest, *, seed: int, now_s: float) -> None:
+        """Queue `request`; `seed` stands in where it brings none.
+
+        Raises:
+            BusyError: too many wait already.
+            ContextLengthError: the prompt leaves no room for an answer.
+            BadRequestError: an empty prompt, a token the model does not have, an id in use.
+        """
+        limits = self._limits
+        if len(self._waiting) >= limits.max_waiting:
+            raise BusyError(f"{len(self._waiting)} requests are waiting for this model; try again later")
+        num_prompt = len(request.tokens)
+        if num_prompt >= limits.context:
+            raise ContextLengthError(
+                f"This model's maximum context length is {limits.context} tokens. "
+                f"However, your messages resulted in {num_prompt} tokens.",
+                param="messages",
+            )
+        if not request.tokens or min(request.tokens) < 0 or max(request.tokens) >= limits.vocab_size:
+            raise BadRequestError(f"the prompt must be 1 or more tokens from 0 to {limits.vocab_size - 1}")
+        if request.id in self._by_id:
+            raise BadRequestError(f"{request.id} is in use already")
+        room = limits.context - num_prompt
+        max_output = room if request.max_tokens is None else min(request.max_tokens, room)
+        generation = _Generation(
+            request, request.seed if request.seed is not None else seed, max_output, now_s
+        )
+        self._by_id[request.id] = generation
+        self._waiting.append(generation)
+
+    def cancel(self, stream: StreamId, now_s: float) -> Ended | None:
+        """Drop a request wherever it is; None if it is over already."""
+        generation = self._by_id.get(stream)
+        if generation is None:
+            return None
+        self._leave(generation)
+        return generation.ended("cancelled", now_s)
+
+    def abandon(self, plan: Plan) -> list[StreamId]:
+        """Drop every request of a step that failed, and say which they were."""
+        dropped = [row.id for row in plan.rows if row.id in self._by_id]
+        for stream in dropped:
+            self._leave(self._by_id[stream])
+        return dropped
+
+    def plan(self, now_s: float) -> Plan:
+        """Choose what the next step computes; no rows if there is nothing to do."""
+        preempted: list[StreamId] = []
+        rows = [_row(g, 1) for g in self._decoding(preempted)]
+        num_decoding = len(rows)
+        budget = self._limits.prefill_tokens
+        for generation in self._running:
+            if budget and generation.pending > 1:
+                rows.append(_row(generation, budget))
+                budget -= len(rows[-1].tokens)
+        while not (blocked := self._obstacle(budget)) and self._waiting:
+            rows.append(_row(self._admit(now_s), budget))
+            budget -= len(rows[-1].tokens)
+        return Plan(tuple(rows), num_decoding, tuple(preempted), blocked)
+
+    def commit(self, plan: Plan, sampled: Sequence[int], now_s: float) -> list[Event]:
+        """Take in what the step gave: one token for each row of `plan` that draws, in order."""
+        events: list[Event] = []
+        draws = iter(sampled)
+        for row in plan.rows:
+            token = None if row.draw is None else next(draws)
+            generation = self._by_id.get(row.id)
+            if generation is None:  # cancelled while the step ran
+                continue
+            generation.computed = row.past + len(row.tokens)
+            if token is not None:
+                self._append(generation, token, now_s, events)
+        return events
+
+    def _decoding(self, preempted: list[StreamId]) -> Iterator[_Generation]:
+        """Give those that decode, oldest first, each with a page for its next token.
+
+        Where none is free, the youngest of all that run loses its own.
+        """
+        running = self._running
+        place = 0
+        while place < len(running):
+            generation = running[place]
+            place += 1
+            if generation.pending > 1:
+                continue
+            if generation.computed < len(generation.pages) * PAGE:
+                yield generation
+                continue
+            if not self._pages.free:
+                preempted.append(self._preempt().request.id)
+            if self._pages.free and generation.pages:
+                generation.pages += self._pages.take(1, after=generation.pages[-1])
+                yield generation
+
+    def _preempt(self) -> _Generation:
+        """Send the youngest back to the front of the queue."""
+        youngest = self._running.pop()
+        self._pages.give_back(youngest.pages)
+        youngest.pages = ()
+        youngest.computed = 0
+        self._waiting.appendleft(youngest)
+        return youngest
+
+    def _obstacle(self, budget: int) -> str:
+        """Say what keeps the first of the queue out; empty if nothing does, or nobody waits."""
+        if not self._waiting:
+            return ""
+        if not budget:
+            return f"the step has its {self._limits.prefill_tokens} prompt tokens"
+        if len(self._running) >= self._limits.max_batch:
+            return f"{len(self._running)} run already"
+        needed = _num_pages(self._waiting[0])
+        if needed > self._pages.free:
+            return f"it needs {needed} pages, {self._pages.free} are free"
+        return ""
+
+    def _admit(self, now_s: float) -> _Generation:
+        generation = self._waiting.popleft()
+        generation.pages = self._pages.take(_num_pages(generation))
+        if generation.started_s is None:
+            generation.started_s = now_s
+        self._running.append(generation)
+        return generation
+
+    def _append(self, generation: _Generation, token: int, now_s: float, events: list[Event]) -> None:
+        """Add a token, and end the request if it was the last."""
+        request = generation.request
+        generation.tokens.append(token)
+        generation.last_s = now_s
+        if generation.first_s is None:
+            generation.first_s = now_s
+        if token in self._limits.eos_ids and not request.ignore_eos:
+            self._leave(generation)
+            events.append(generation.ended("stop", now_s))
+            return
+        events.append(Sampled(request.id, [token]))
+        if generation.num_output >= generation.max_output:
+            self._leave(generation)
+            events.append(generation.ended("length", now_s))
+
+    def _leave(self, generation: _Generation) -> None:
+        del self._by_id[generation.request.id]
+        if generation.pages:
+            self._running.remove(generation)
+            self._pages.give_back(generation.pages)
+        else:
+            self._waiting.remove(generation)
+
+
+def _row(generation: _Generation, budget: int) -> PlanRow:
+    """Plan the next tokens of a request, `budget` of them at most; it draws if none is left over."""
+    request = generation.request
+    tokens = generation.tokens[generation.computed : generation.computed + budget]
+    if len(tokens) < generation.pending:
+        return PlanRow(request.id, tokens, generation.computed, generation.pages, None)
+    draw = Draw(request.temperature, request.top_p, request.top_k, generation.seed, generation.num_output)
+    return PlanRow(request.id, tokens, generation.computed, generation.pages, draw)
+
+
+def _num_pages(generation: _Generation) -> int:
+    """Pages for all its tokens and one more."""
+    return len(generation.tokens) // PAGE + 1

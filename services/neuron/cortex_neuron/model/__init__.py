@@ -1,0 +1,1 @@
+"""Language models in plain torch, computed over a paged cache of keys and values."""

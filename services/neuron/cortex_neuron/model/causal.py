@@ -1,0 +1,76 @@
+"""A causal language model: an embedding, layers of one architecture, a norm, a head.
+
+Dimensions, as suffixes of tensor names:
+    T  tokens of all rows, end to end    D  model width    R  rows    V  vocabulary
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from cortex_neuron.model.attention import LayerCache
+from cortex_neuron.model.batch import Batch
+from cortex_neuron.model.kv import KvPool
+from cortex_neuron.model.layers import Embedding, Empty, Linear, Places, RMSNorm, Rotary, TiedHead
+from cortex_neuron.model.spec import ModelSpec
+
+MakeLayer = Callable[[ModelSpec, Empty], nn.Module]
+"""A layer maps (x_TD, rotation, cache) to x_TD."""
+
+
+class Decoder(nn.Module):
+    """All but the head; the attributes are named as checkpoints name them."""
+
+    def __init__(self, spec: ModelSpec, make_layer: MakeLayer, empty: Empty) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(spec.vocab_size, spec.dim, empty=empty)
+        self.layers = nn.ModuleList(make_layer(spec, empty) for _ in range(spec.num_layers))
+        self.norm = RMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
+        self.rotary = Rotary(spec.rope, spec.head_dim, self.norm.weight.device)
+
+    def forward(self, batch: Batch, kv: KvPool) -> Tensor:
+        """Run the layers; returns x_RD, the stream at the end of each row."""
+        x_TD = self.embed_tokens(batch.tokens_T)
+        rotation = self.rotary(batch.positions_T, x_TD.dtype)
+        for layer, cache in zip(self.layers, LayerCache.of(batch, kv), strict=True):
+            x_TD = layer(x_TD, rotation, cache)
+        x_RD: Tensor = self.norm(x_TD[batch.ends_R])
+        return x_RD
+
+
+class CausalModel(nn.Module):
+    """Predicts the next token of every row of a batch."""
+
+    def __init__(self, spec: ModelSpec, make_layer: MakeLayer, empty: Empty) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = Decoder(spec, make_layer, empty)
+        self.lm_head: Linear = (
+            TiedHead(self.model.embed_tokens)
+            if spec.tied
+            else Linear(spec.dim, {"lm_head": spec.vocab_size}, bias=False, empty=empty)
+        )
+
+    def places(self) -> Places:
+        """Name where each tensor of a checkpoint belongs."""
+        places: Places = {}
+        for path, module in self.named_modules():
+            match module:
+                case Linear():
+                    parent = path.rpartition(".")[0]
+                    places |= {f"{parent}.{n}".lstrip("."): p for n, p in module.places().items()}
+                case Embedding() | RMSNorm():
+                    places[f"{path}.weight"] = module.weight
+        return places
+
+    def linears(self) -> list[Linear]:
+        """All matrices that are multiplied with."""
+        return [module for module in self.modules() if isinstance(module, Linear)]
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, kv: KvPool) -> Tensor:
+        """Store the batch's keys and values in `kv`; returns logits_RV in float32, a row each."""
+        x_RD = self.model(batch, kv)
+        logits_RV: Tensor = self.lm_head(x_RD)
+        return logits_RV.float()

@@ -1,0 +1,147 @@
+"""The layers that every architecture is built from.
+
+A layer makes its tensors by `empty`, which knows their dtype and device, and names in `places`
+where each tensor of a checkpoint belongs: a view of a parameter, so that several small matrices
+are loaded straight into the one big matrix they are multiplied as.
+
+Dimensions, as suffixes of tensor names:
+    T  tokens of all rows, end to end    D  model width           N  heads
+    I  inputs of a matrix                O  outputs of a matrix   H  width of one head
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cortex_neuron.model.matmul import Form, Packed, Plain
+from cortex_neuron.model.rope import Rope
+
+Empty = Callable[..., Tensor]
+Places = dict[str, Tensor]
+
+
+def parameter(tensor: Tensor) -> nn.Parameter:
+    """Register a weight; nothing is ever trained here."""
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+class Linear(nn.Module):
+    """One or several matrices on the same input, multiplied as one.
+
+    `names` and `widths` are those of the single matrices, from top to bottom.
+    """
+
+    def __init__(self, dim_in: int, outputs: dict[str, int], *, bias: bool, empty: Empty) -> None:
+        super().__init__()
+        self.outputs = outputs
+        dim_out = sum(outputs.values())
+        self.weight: nn.Parameter | None = parameter(empty(dim_out, dim_in))
+        self.bias = parameter(empty(dim_out)) if bias else None
+        self.form: Form = Plain(self.weight, self.bias)
+
+    def places(self) -> Places:
+        """Name the rows of each single matrix, and its piece of the bias."""
+        assert self.weight is not None
+        widths = list(self.outputs.values())
+        places = {f"{n}.weight": w for n, w in zip(self.outputs, self.weight.split(widths), strict=True)}
+        if self.bias is not None:
+            places |= {f"{n}.bias": b for n, b in zip(self.outputs, self.bias.split(widths), strict=True)}
+        return places
+
+    def pack(self) -> None:
+        """Lay the matrix out for the CPU and let go of the original."""
+        assert self.weight is not None
+        self.form = Packed(self.weight, self.bias)
+        self.weight = None
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        """Multiply; returns y_TO with the outputs of the single matrices side by side."""
+        return self.form(x_TI)
+
+
+class Embedding(nn.Module):
+    """The table of token vectors."""
+
+    def __init__(self, vocab_size: int, dim: int, *, empty: Empty) -> None:
+        super().__init__()
+        self.weight = parameter(empty(vocab_size, dim))
+
+    def forward(self, tokens_T: Tensor) -> Tensor:
+        """Look up; returns x_TD."""
+        return F.embedding(tokens_T, self.weight)
+
+
+class TiedHead(Linear):
+    """The embedding table once more, as the matrix from the stream to the logits.
+
+    Packed, it is a copy: the lookup still needs the table as it is.
+    """
+
+    def __init__(self, table: Embedding) -> None:
+        nn.Module.__init__(self)
+        self.outputs = {}
+        self.weight = table.weight
+        self.bias = None
+        self.form = Plain(self.weight, None)
+
+    def places(self) -> Places:
+        """Name nothing: the table is loaded as the embedding."""
+        return {}
+
+
+class RMSNorm(nn.Module):
+    """Scale each vector to length sqrt(width), then by a learned weight.
+
+    Source: RMSNorm, arXiv:1910.07467; Llama rounds to the dtype before it applies the weight.
+    """
+
+    def __init__(self, dim: int, eps: float, *, empty: Empty) -> None:
+        super().__init__()
+        self.eps = eps
+        self.shape = (dim,)
+        self.weight = parameter(empty(dim))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return F.rms_norm(x_TD, self.shape, self.weight, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """The turns of one step's tokens, the same in all layers."""
+
+    cos_T1H: Tensor
+    sin_T1H: Tensor
+    """The first half negated, which saves a negation a layer."""
+
+    def __call__(self, x_TNH: Tensor) -> Tensor:
+        """Turn the pairs (i, i + H/2) of each head by the token's angles."""
+        swapped_TNH = x_TNH.roll(x_TNH.shape[-1] // 2, -1)
+        return torch.addcmul(x_TNH * self.cos_T1H, swapped_TNH, self.sin_T1H)
+
+
+class Rotary(nn.Module):
+    """Turns positions into rotations.
+
+    Source: RoPE, arXiv:2104.09864, with the pairing of GPT-NeoX.
+    """
+
+    inverse_frequency_H: Tensor
+
+    def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
+        super().__init__()
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        frequency = 1.0 / (rope.theta**exponents * torch.tensor(rope.divisors or 1.0))
+        self.register_buffer("inverse_frequency_H", frequency.repeat(2).to(device))
+        sign = torch.ones(head_dim)
+        sign[: head_dim // 2] = -1.0
+        self.register_buffer("sign_H", sign.to(device))
+
+    def forward(self, positions_T: Tensor, dtype: torch.dtype) -> Rotation:
+        """Work out the angles in float32, once for all layers."""
+        angles_T1H = positions_T[:, None, None].float() * self.inverse_frequency_H
+        sin_T1H = angles_T1H.sin() * self.sign_H
+        return Rotation(angles_T1H.cos().to(dtype), sin_T1H.to(dtype))

@@ -1,0 +1,40 @@
+"""From a path to a model that is ready to run."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from cortex_neuron.model import dense
+from cortex_neuron.model.causal import CausalModel, MakeLayer
+from cortex_neuron.model.checkpoint import Checkpoint, OnProgress, SafetensorsDirectory, fill
+from cortex_neuron.model.gguf import GgufFile
+from cortex_neuron.model.matmul import can_pack
+from cortex_neuron.model.spec import read_spec
+
+LAYERS: Mapping[str, MakeLayer] = {"llama": dense.Layer, "qwen2": dense.Layer, "qwen3": dense.Layer}
+"""The layer of each architecture that `spec` can read."""
+
+
+def load(path: Path, *, device: torch.device | str, dtype: torch.dtype, on_progress: OnProgress) -> CausalModel:
+    """Build the model at `path`, a Hugging Face directory or a .gguf file, and read its weights.
+
+    Raises:
+        LoadFailedError: as `read_spec` and `fill`.
+    """
+    device = torch.device(device)
+    spec = read_spec(path)
+    checkpoint: Checkpoint = SafetensorsDirectory(path) if path.is_dir() else GgufFile(path)
+    model = CausalModel(spec, LAYERS[spec.architecture], partial(torch.empty, dtype=dtype, device=device))
+    fill(model.places(), checkpoint, on_progress)
+    if can_pack(dtype, device):
+        _pack(model, on_progress)
+    return model.eval()
+
+
+def _pack(model: CausalModel, on_progress: OnProgress) -> None:
+    linears = model.linears()
+    for done, linear in enumerate(linears, start=1):
+        linear.pack()
+        on_progress("packing weights", done / len(linears))

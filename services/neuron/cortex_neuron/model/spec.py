@@ -1,0 +1,157 @@
+"""What a model is and what it takes, read from the headers of its checkpoint; no torch here.
+
+The neuron asks this before a load, to refuse what it cannot run and to book the memory.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cortex_neuron.model import gguf_header, hf_directory
+from cortex_neuron.model.rope import Rope, RopeConfig, rope
+from cortex_proto.errors import LoadFailedError
+
+PAGE = 64
+"""Tokens whose keys and values one page holds."""
+HEAD_WEIGHT = "lm_head.weight"
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The shape of a decoder-only transformer; names of tensors and settings are Hugging Face's."""
+
+    architecture: str
+    num_layers: int
+    dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope: Rope
+    context: int
+    """Longest sequence it was made for, in tokens."""
+    eos_ids: tuple[int, ...]
+    """Any of these ends an answer."""
+    tied: bool
+    """Whether the head is the embedding table."""
+    num_parameters: int
+    """Of the checkpoint, a tied table counted once."""
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """The keys of config.json that shape the computation; a GGUF header is read into the same."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    vocab_size: int
+    model_type: str
+    max_position_embeddings: int = 2048
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    use_sliding_window: bool = False
+    eos_token_id: int | tuple[int, ...] | None = None
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeConfig | None = None
+    rope_parameters: RopeConfig | None = None
+    rope_divisors: tuple[float, ...] = ()
+    """Only from GGUF, which stores them as a tensor instead of naming the rule."""
+    quantization_config: dict[str, Any] | None = None
+
+
+_Flags = dict[str, bool]
+# What each architecture adds to the common shape. A new one also needs its line in load.py.
+_FLAGS: Mapping[str, Callable[[_Config], _Flags]] = {
+    "llama": lambda c: _Flags(qkv_bias=c.attention_bias, output_bias=c.attention_bias, mlp_bias=c.mlp_bias),
+    "qwen2": lambda _: _Flags(qkv_bias=True),
+    "qwen3": lambda c: _Flags(qkv_bias=c.attention_bias, output_bias=c.attention_bias, qk_norm=True),
+}
+SUPPORTED = tuple(_FLAGS)
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """Read what the model is from a Hugging Face directory or the header of a GGUF file.
+
+    Raises:
+        LoadFailedError: nothing there, damaged, or of a kind that the engine cannot run; the text
+            says what is supported.
+    """
+    if path.is_dir():
+        raw, shapes = hf_directory.read_config(path), hf_directory.read_shapes
+        return _spec(path, raw, lambda: shapes(path))
+    if path.suffix == ".gguf" and path.is_file():
+        header = gguf_header.read(path)
+        return _spec(path, gguf_header.as_config(header), lambda: gguf_header.as_shapes(header))
+    raise LoadFailedError(f"{path} is neither a model directory nor a .gguf file")
+
+
+def _spec(path: Path, raw: Mapping[str, Any], shapes: Callable[[], Mapping[str, tuple[int, ...]]]) -> ModelSpec:
+    architecture = raw.get("model_type")
+    if architecture not in _FLAGS:
+        raise LoadFailedError(
+            f"{path}: model_type {architecture!r} is not supported; supported: {', '.join(SUPPORTED)}"
+        )
+    try:
+        config = msgspec.convert(raw, _Config)
+        _check(config)
+        return _normalised(config, shapes())
+    except (msgspec.ValidationError, ValueError) as error:
+        raise LoadFailedError(f"{path}: {error}") from error
+
+
+def _check(config: _Config) -> None:
+    if config.hidden_act != "silu":
+        raise ValueError(f"hidden_act {config.hidden_act!r} is not supported; supported: silu")
+    if config.quantization_config is not None:
+        raise ValueError("quantised safetensors are not supported; supported: float32, bfloat16, float16")
+    if config.use_sliding_window:
+        raise ValueError("sliding-window attention is not supported")
+    if config.num_attention_heads % (config.num_key_value_heads or config.num_attention_heads):
+        raise ValueError(f"{config.num_attention_heads} heads cannot share {config.num_key_value_heads} kv heads")
+
+
+def _normalised(config: _Config, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
+    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    rotary = config.rope_parameters or config.rope_scaling or RopeConfig()
+    theta = rotary.rope_theta or config.rope_theta
+    tied = config.tie_word_embeddings or HEAD_WEIGHT not in shapes
+    eos = config.eos_token_id
+    return ModelSpec(
+        architecture=config.model_type,
+        num_layers=config.num_hidden_layers,
+        dim=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
+        head_dim=head_dim,
+        intermediate_dim=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        rms_norm_eps=config.rms_norm_eps,
+        rope=Rope(theta, config.rope_divisors) if config.rope_divisors else rope(rotary, theta, head_dim),
+        context=config.max_position_embeddings,
+        eos_ids=() if eos is None else (eos,) if isinstance(eos, int) else eos,
+        tied=tied,
+        num_parameters=sum(prod(s) for name, s in shapes.items() if not (tied and name == HEAD_WEIGHT)),
+        **_FLAGS[config.model_type](config),
+    )
+
+
+def kv_page_bytes(spec: ModelSpec, dtype: str) -> int:
+    """Memory of one page: keys and values of PAGE tokens in all layers."""
+    return 2 * spec.num_layers * PAGE * spec.num_kv_heads * spec.head_dim * DTYPE_BYTES[dtype]

@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-IMAGES := control neuron
+IMAGES := $(shell sed -n "s|^FROM .* AS \([a-z-]*\)$$|\1|p" deploy/Dockerfile | grep -vx "wheel\|base")
 PURE_TESTS := tests/unit tests/contract
 
 .DEFAULT_GOAL := help

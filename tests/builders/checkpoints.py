@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quants
+from safetensors.torch import load_file
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -32,7 +35,7 @@ _TINY: dict[str, Any] = {
 
 
 def write_llama(path: Path, *, max_shard_size: str = "1GB", **overrides: Any) -> Path:
-    """Write a Llama of about 0.2 M random parameters to the directory `path`; `overrides` go to its config."""
+    """Write a Llama of 0.2 M random parameters to the directory `path`; `overrides` go to its config."""
     return _write(LlamaForCausalLM(LlamaConfig(**(_TINY | overrides))), path, max_shard_size)
 
 
@@ -58,3 +61,53 @@ def _write(model: PreTrainedModel, path: Path, max_shard_size: str = "1GB") -> P
                 weight.normal_(0.0, config.initializer_range)
     model.save_pretrained(path, max_shard_size=max_shard_size)
     return path
+
+
+def write_gguf(
+    path: Path, directory: Path, *, quantisation: str = "F32", rope_factors: tuple[float, ...] = ()
+) -> Path:
+    """Convert a Llama's `directory` to the GGUF file `path`, as llama.cpp's converter would."""
+    config = LlamaConfig.from_pretrained(directory)
+    kind = GGMLQuantizationType[quantisation]
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    writer = GGUFWriter(path, "llama")
+    _add_settings(writer, config)
+    if rope_factors:
+        writer.add_tensor("rope_freqs.weight", np.array(rope_factors, dtype=np.float32))
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        values = _permuted(name, tensor.numpy(), config)
+        stored = kind if values.ndim == 2 else GGMLQuantizationType.F32
+        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(gguf_name, quants.quantize(values, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_settings(writer: GGUFWriter, config: LlamaConfig) -> None:
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_token_list(["a", "bc"])
+    writer.add_array("tokenizer.ggml.scores", [0.5, 1.5])
+    writer.add_eos_token_id(2)
+    writer.add_eot_token_id(7)
+
+
+def _permuted(name: str, values: np.ndarray, config: LlamaConfig) -> np.ndarray:
+    """Reorder the rows of q and k. Source: `LlamaModel.permute`, llama.cpp's convert_hf_to_gguf.py."""
+    if ".q_proj." in name:
+        heads = config.num_attention_heads
+    elif ".k_proj." in name:
+        heads = config.num_key_value_heads
+    else:
+        return values
+    return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)

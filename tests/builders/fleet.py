@@ -12,7 +12,7 @@ A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 
 
 def model(
-    id: str = "m",
+    name: str = "m",
     *,
     mib: int | None = None,
     devices: int = 1,
@@ -21,7 +21,7 @@ def model(
     priority: int | None = None,
 ) -> Model:
     return Model(
-        ModelId(id),
+        ModelId(name),
         vram_mb=mib,
         min_devices=devices,
         min_device_vram_mb=device_mib,
@@ -48,12 +48,16 @@ def replica(
 
 
 def node(
-    id: NodeId, *replicas: Replica, free_mib: int | Sequence[int] = 1000, total_mib: int = 1000, epoch: int = 0
+    name: NodeId,
+    *replicas: Replica,
+    free_mib: int | Sequence[int] = 1000,
+    total_mib: int = 1000,
+    epoch: int = 0,
 ) -> Node:
     """Build a node with one device, or one for each entry of `free_mib`."""
     each = [free_mib] if isinstance(free_mib, int) else free_mib
     devices = tuple(Device(i, "cpu", "test", total_mib * MIB, free * MIB) for i, free in enumerate(each))
-    return Node(id, InstanceId(f"{id}-1"), id, "linux", "6", "0.1.0", devices, replicas, epoch)
+    return Node(name, InstanceId(f"{name}-1"), name, "linux", "6", "0.1.0", devices, replicas, epoch)
 
 
 def desired(node: NodeId, *models: Model, epoch: int = 1, devices: tuple[int, ...] = (0,)) -> Desired:

@@ -1,5 +1,6 @@
 """An answer, shown in the terminal as it comes."""
 
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 
 import httpx
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cortex_cli import api
 
@@ -22,6 +25,33 @@ class Answer:
     """After the first token; 0 if there was no second."""
 
 
+class WaitingBar:
+    """A line on the terminal while nothing has come yet; nothing at all where there is no terminal."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task("waiting", total=None)
+
+    def __enter__(self) -> "WaitingBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hide()
+
+    def show(self, text: str) -> None:
+        """Show the gateway's words, and as a bar the percentage that they may hold."""
+        percent = re.search(r"(\d+) %", text)
+        total, completed = (100, int(percent[1])) if percent else (None, None)
+        self._progress.update(self._task, description=escape(text), total=total, completed=completed)
+
+    def hide(self) -> None:
+        """Take the line away, for good."""
+        self._progress.stop()
+
+
 async def show_answer(http: httpx.AsyncClient, body: Mapping[str, object]) -> Answer:
     """Ask; write the answer on standard output as it comes; while the model loads, say so.
 
@@ -32,13 +62,13 @@ async def show_answer(http: httpx.AsyncClient, body: Mapping[str, object]) -> An
     pieces: list[str] = []
     times_s: list[float] = []
     usage = api.Usage(0, 0)
-    with Console(stderr=True, markup=False).status("waiting") as spinner:
+    with WaitingBar() as bar:
         async for happening in api.chat(http, body):
             match happening:
                 case api.Waiting(text):
-                    spinner.update(f"{text or 'waiting'} ({time.monotonic() - started_s:.0f} s)")
+                    bar.show(text)
                 case api.Piece(text):
-                    spinner.stop()
+                    bar.hide()
                     pieces.append(text)
                     times_s.append(time.monotonic())
                     sys.stdout.write(text)

@@ -7,21 +7,19 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-
-import httpx
 
 from cortex_cli import api
 from cortex_cli.answer import Answer, show_answer
 from cortex_cli.chat import first_model
 from cortex_cli.errors import CliError
-from cortex_cli.polling import until
 from cortex_cli.ports import free_ports
 from cortex_cli.up import cortex_command
 
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 60.0
+_SERVES = b'"service":"up","event":"up"'
 
 
 def run(options: argparse.Namespace) -> int:
@@ -43,12 +41,12 @@ async def _demo(folder: Path, options: argparse.Namespace) -> Answer:
         "CORTEX_NEURON__LISTEN": f"127.0.0.1:{neuron}",
         "CORTEX_NATS__URL": f"nats://127.0.0.1:{nats}",
         "CORTEX_NATS__EMBEDDED": "true",
+        "CORTEX_LOG__FORMAT": "json",
         "CORTEX_NATS__STORE_DIR": str(folder / "nats"),
     }
     url = f"http://127.0.0.1:{gateway}"
     print(f"starting cortex on {url} ...", flush=True)
-    async with _running(folder, overrides) as up, api.client(url) as http:
-        await _ready(http, up)
+    async with _running(folder, overrides), api.client(url) as http:
         model = await first_model(http)
         print(f"{model} is asked: {options.prompt}\n", flush=True)
         messages = [{"role": "user", "content": options.prompt}]
@@ -57,27 +55,47 @@ async def _demo(folder: Path, options: argparse.Namespace) -> Answer:
 
 
 @asynccontextmanager
-async def _running(folder: Path, overrides: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run `cortex up` in `folder`; its log is shown only if something goes wrong."""
-    log = folder / "log"
+async def _running(folder: Path, overrides: dict[str, str]) -> AsyncIterator[None]:
+    """Run `cortex up` in `folder` while open; its log is shown only if something goes wrong."""
     environment = {k: v for k, v in os.environ.items() if k != "CORTEX_CONFIG"} | overrides
-    with log.open("wb") as output:
-        up = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "cortex_kit.tether", str(os.getpid()), *cortex_command(), "up"),
-            cwd=folder,
-            env=environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    up = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cortex_kit.tether", str(os.getpid()), *cortex_command(), "up"),
+        cwd=folder,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert up.stderr is not None
+    log: list[str] = []
+    serving = asyncio.Event()
+    listening = asyncio.create_task(_listen(up.stderr, log, serving))
     try:
-        yield up
+        await _until_it_serves(serving, listening)
+        yield
         await _stop(up)
     except BaseException:
-        await _stop(up)
-        sys.stderr.write(log.read_text(errors="replace"))
+        with suppress(CliError):
+            await _stop(up)
+        sys.stderr.writelines(log)
         raise
+
+
+async def _listen(output: asyncio.StreamReader, log: list[str], serving: asyncio.Event) -> None:
+    async for line in output:
+        log.append(line.decode(errors="replace"))
+        if _SERVES in line:
+            serving.set()
+
+
+async def _until_it_serves(serving: asyncio.Event, listening: asyncio.Task[None]) -> None:
+    waiting = asyncio.create_task(serving.wait())
+    await asyncio.wait({waiting, listening}, timeout=START_LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if listening.done():
+        raise CliError("cortex ended while it started")
+    if not serving.is_set():
+        raise CliError(f"cortex did not serve after {START_LIMIT_S:g} s")
 
 
 async def _stop(up: asyncio.subprocess.Process) -> None:
@@ -90,22 +108,3 @@ async def _stop(up: asyncio.subprocess.Process) -> None:
         raise CliError(f"cortex did not stop within {STOP_LIMIT_S:g} s") from error
     if code != 0:
         raise CliError(f"cortex ended with exit code {code}")
-
-
-async def _ready(http: httpx.AsyncClient, up: asyncio.subprocess.Process) -> None:
-    async def settled() -> bool:
-        return up.returncode is not None or await _is_ready(http)
-
-    try:
-        await asyncio.wait_for(until(settled), START_LIMIT_S)
-    except TimeoutError as error:
-        raise CliError(f"cortex was not ready after {START_LIMIT_S:g} s") from error
-    if up.returncode is not None:
-        raise CliError(f"cortex ended with exit code {up.returncode} while it started")
-
-
-async def _is_ready(http: httpx.AsyncClient) -> bool:
-    try:
-        return (await http.get("/readyz")).is_success
-    except httpx.HTTPError:
-        return False

@@ -42,6 +42,15 @@ class Journal:
             detail = " ".join(f"{key}={value}" for key, value in fields.items())
             self._write_text("up", f"{event} {detail}".rstrip())
 
+    def announce(self, places: dict[str, str]) -> None:
+        """Say that the system serves, and where everything is."""
+        if self._as_json:
+            self._write_json("up", "up", dict(places))
+            return
+        self.console.print("cortex is up; Ctrl-C stops it", style="bold")
+        for name, place in places.items():
+            self.console.print(f"  {name:8} {place}", markup=False)
+
     def _write_json(self, name: str, event: str, fields: dict[str, object]) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = {"timestamp": at, "service": name, "event": event, **fields}

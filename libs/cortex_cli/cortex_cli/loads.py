@@ -2,13 +2,11 @@
 
 import asyncio
 
-from cortex_kit.settings import Nats
+from cortex_kit.bus import Bus
 from cortex_proto import subjects
 from cortex_proto.fleet import Loading, Replica
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-from cortex_cli.connection import cli_bus
 
 
 class Bars:
@@ -31,10 +29,9 @@ class Bars:
         self._progress.update(self._bars[key], description=text, completed=replica.state.progress)
 
 
-async def show_loads(nats: Nats, console: Console) -> None:
+async def show_loads(bus: Bus, console: Console) -> None:
     """Show bars on `console` until cancelled."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        async with cli_bus(nats) as bus:
-            await bus.hear(subjects.ANY_LOAD, Bars(progress).show)
-            await asyncio.Event().wait()
+        await bus.hear(subjects.ANY_LOAD, Bars(progress).show)
+        await asyncio.Event().wait()

@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+from cortex_kit.bus import Bus
 from cortex_kit.settings import Settings, load
+from cortex_proto import subjects
+from cortex_proto.errors import BusError
+from cortex_proto.placement import AskStatus
 
 from cortex_cli import nats_server
-from cortex_cli.connection import url_of
+from cortex_cli.connection import cli_bus, url_of
 from cortex_cli.errors import CliError
 from cortex_cli.journal import Journal
 from cortex_cli.loads import show_loads
@@ -114,10 +118,11 @@ def _stop_on_signal(supervisor: Supervisor, journal: Journal) -> None:
 async def _run(system: System, server: NatsServer | None, supervisor: Supervisor, journal: Journal) -> None:
     """Start everything, then tell people how it goes, until cancelled."""
     await _start(system, server, supervisor)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_announce(system))
+    async with cli_bus(system.settings.nats) as bus:
+        await _until_it_serves(system, bus)
+        journal.announce(_places(system))
         if journal.console.is_terminal:
-            tasks.create_task(show_loads(system.settings.nats, journal.console))
+            await show_loads(bus, journal.console)
         await asyncio.Event().wait()
 
 
@@ -155,18 +160,26 @@ async def _accepts(wanted: Address) -> bool:
     return True
 
 
-async def _announce(system: System) -> None:
-    """Print the addresses as soon as the gateway answers."""
+async def _until_it_serves(system: System, bus: Bus) -> None:
+    """Wait until the gateway is ready and, if a neuron is ours, the scheduler knows a node."""
     url = url_of(system.settings.gateway.listen)
     async with httpx.AsyncClient(trust_env=False, timeout=1.0) as http:
-        await until(lambda: _answers(http, f"{url}/health"))
-    places = {
-        "API": f"{url}/v1",
-        "docs": f"{url}/docs",
-        **{part: url_of(listen) for part, listen in system.addresses.items() if part != "gateway"},
-        "NATS": system.settings.nats.url,
-    }
-    print("cortex is up; Ctrl-C stops it", *(f"  {k:8} {v}" for k, v in places.items()), sep="\n", flush=True)
+        await until(lambda: _answers(http, f"{url}/readyz"))
+    if "neuron" in system.services:
+        await until(lambda: _has_node(bus))
+
+
+def _places(system: System) -> dict[str, str]:
+    url = url_of(system.settings.gateway.listen)
+    others = {part: url_of(listen) for part, listen in system.addresses.items() if part != "gateway"}
+    return {"api": f"{url}/v1", "docs": f"{url}/docs", **others, "nats": system.settings.nats.url}
+
+
+async def _has_node(bus: Bus) -> bool:
+    try:
+        return bool((await bus.ask(subjects.STATUS, AskStatus(), timeout_s=1.0)).nodes)
+    except BusError:
+        return False
 
 
 async def _answers(http: httpx.AsyncClient, url: str) -> bool:

@@ -43,24 +43,41 @@ class Pace:
 
 
 class HardenedClient(Client):
-    """nats-py's client, with a socket that notices a dead peer (defect 3).
+    """nats-py's client, whose sockets notice a dead peer and whose publish can be cancelled.
 
     Inheritance, because nats-py offers no other way to reach each new socket.
     """
 
-    async def _connect_to_server(self, s: Srv) -> None:
-        await super()._connect_to_server(s)
-        harden(self._socket())
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, Any] | None = None
+    ) -> None:
+        """Send; a cancellation that came meanwhile is not swallowed (defect 4)."""
+        task = asyncio.current_task()
+        assert task is not None
+        before = task.cancelling()
+        await super().publish(subject, payload, reply, headers)
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
 
     def abort(self) -> None:
         """Drop the connection without waiting for unsent bytes: a plain close would wait for ever."""
-        if writer := getattr(self._transport, "_io_writer", None):
+        if writer := self._writer():
             writer.transport.abort()
 
-    def _socket(self) -> socket.socket:
-        writer: asyncio.StreamWriter = getattr(self._transport, "_io_writer")  # noqa: B009  # untyped there
+    def socket(self) -> socket.socket:
+        """Return the socket of the present connection."""
+        writer = self._writer()
+        assert writer is not None
         sock: socket.socket = writer.get_extra_info("socket")
         return sock
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        self.abort()  # an attempt that failed half-way is left open by nats-py
+        await super()._connect_to_server(s)
+        harden(self.socket())
+
+    def _writer(self) -> asyncio.StreamWriter | None:
+        return getattr(self._transport, "_io_writer", None)
 
 
 def harden(sock: socket.socket) -> None:

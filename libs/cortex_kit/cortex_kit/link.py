@@ -70,6 +70,7 @@ class Link:
         self._keys = itertools.count()
         self._gone = asyncio.Event()
         self._down_since: float | None = None
+        self._misses = 0
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -233,23 +234,25 @@ class Link:
 
     async def _watch(self) -> None:
         """Reconnect when the server stays silent, whatever nats-py believes (defect 2)."""
-        misses = 0
         while True:
             await asyncio.sleep(self._pace.watch_s)
-            client = self._client
-            if client is None or not client.is_connected:
-                misses = 0
-                continue
-            try:
-                await self.barrier(self._pace.watch_s)
-                misses = 0
-            except BusError as error:
-                misses += 1
-                log.warning("bus_silent", misses=misses, because=str(error))
-            if misses >= 2:
-                misses = 0
+            await guarded(self._look)()
+
+    async def _look(self) -> None:
+        client = self._client
+        if client is None or not client.is_connected:
+            self._misses = 0
+            return
+        try:
+            await self.barrier(self._pace.watch_s)
+            self._misses = 0
+        except BusError as error:
+            self._misses += 1
+            if self._misses >= 2:
+                self._misses = 0
                 client.abort()
                 await client.force_reconnect()
+            log.warning("bus_silent", because=str(error))
 
     async def _keep(self) -> None:
         """Build a new client each time nats-py has given one up for good (defect 5)."""
@@ -258,8 +261,8 @@ class Link:
             declare = asyncio.get_running_loop().call_later(self._pace.lost_s, self._declare_lost)
             await self._rebuild()
             declare.cancel()
-            log.warning("bus_rebuilt")
             self._back_again()
+            log.warning("bus_rebuilt")
 
     async def _rebuild(self) -> None:
         for attempt in itertools.count():
@@ -314,13 +317,13 @@ class Link:
             log.warning("bus_disconnected")
 
     async def _on_reconnected(self) -> None:
-        log.info("bus_reconnected")
         self._back_again()
+        log.info("bus_reconnected")
 
     async def _on_closed(self) -> None:
         if not self._closing:
-            log.error("bus_closed", because=_text(self._client.last_error if self._client else None))
             self._gone.set()
+            log.error("bus_closed", because=_text(self._client.last_error if self._client else None))
 
     def _back_again(self) -> None:
         self._down_since = None

@@ -63,6 +63,11 @@ def request(model: ModelId, node: NodeId) -> Topic[Generate]:
     return Topic(f"cortex.req.{token(model)}.{node}", Generate)
 
 
+def requests_of(node: NodeId) -> Topic[Generate]:
+    """What one neuron hears: requests for it, whatever the model."""
+    return Topic(f"cortex.req.{ANY}.{node}", Generate)
+
+
 def request_any(model: ModelId) -> Topic[Generate]:
     """Gateway -> some neuron that has the model: the fallback while the replica table is cold."""
     return Topic(f"cortex.req.{token(model)}.any", Generate)

@@ -1,0 +1,1 @@
+"""The HTTP endpoint: clients in, token streams out."""

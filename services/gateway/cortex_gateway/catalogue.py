@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import structlog
-
 from cortex_kit.bus import Bus
 from cortex_kit.kv import Kv
 from cortex_proto.catalogue import Catalogue, Model
@@ -57,10 +57,10 @@ class KnownCatalogue:
         self._known = catalogue
 
     async def read(self) -> None:
-        """Look it up; the bucket may not exist yet."""
+        """Look it up; the bucket may not exist yet, or be written in words to come."""
         try:
             entry = await self._kv.get(CATALOGUE)
-        except BusError as error:
+        except (BusError, msgspec.DecodeError) as error:
             log.debug("catalogue_unread", because=str(error))
             return
         if entry is not None:

@@ -1,4 +1,4 @@
-"""The life of one request: find the model, wait until a replica is ready, send, try again, stream, account."""
+"""The life of one request: find the model, wait until a replica is ready, send, try again, stream."""
 
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 import msgspec
 import structlog
+from cortex_kit import settings
+from cortex_kit.telemetry import Telemetry, now
+from cortex_proto.errors import BusError, BusyError, CortexError, Failed, UnavailableError, from_wire, to_wire
+from cortex_proto.generation import ACCEPT_LIMIT_S, Delta, Finished, Generate
+from cortex_proto.ids import ModelId, NodeId, stream_id
 
 from cortex_gateway.account import Account
 from cortex_gateway.catalogue import KnownCatalogue
@@ -14,17 +19,12 @@ from cortex_gateway.fleet import Fleet
 from cortex_gateway.loads import Loads
 from cortex_gateway.queue import Waiting
 from cortex_gateway.report import report
-from cortex_gateway.routing import Choice
-from cortex_gateway.streams import Stream, Streams
-from cortex_kit import settings
-from cortex_kit.telemetry import Telemetry, now
-from cortex_proto.errors import BusError, BusyError, CortexError, Failed, UnavailableError, from_wire, to_wire
-from cortex_proto.generation import ACCEPT_LIMIT_S, Accepted, Delta, Finished, Generate
-from cortex_proto.ids import ModelId, NodeId, stream_id
+from cortex_gateway.routing import Choice, NoReplica
+from cortex_gateway.streams import Streams
 
 log = structlog.get_logger()
 
-NOTE_PERIOD_S = 1.0
+NOTE_PERIOD_S = 0.5
 """Whoever takes the deltas hears something at least so often."""
 
 
@@ -79,38 +79,39 @@ class Generation:
         model = self._gateway.catalogue.model(self._generate.model).id
         self._account.model = model
         while True:
-            async for note in self._until_ready(model):
-                yield note
+            async with aclosing(self._until_ready(model)) as notes:
+                async for note in notes:
+                    yield note
             choice = self._choose(model)
-            if not isinstance(choice, Choice):
+            if isinstance(choice, NoReplica):
                 continue
             log.debug("dispatch", request=self._generate.request, node=choice.node, because=choice.because)
             try:
                 async with aclosing(self._attempt(model, choice.node)) as items:
                     async for item in items:
                         yield item
-                return
             except CortexError as error:
                 self._judge(model, choice.node, error)
+            else:
+                return
 
     async def _until_ready(self, model: ModelId) -> AsyncGenerator[Note, None]:
         """Wait for a replica that is ready, asking for one meanwhile."""
-        choice = self._choose(model)
-        if isinstance(choice, Choice):
+        if isinstance(self._choose(model), Choice):
             return
         give_up_s = time.monotonic() + self._gateway.settings.wait_timeout_s
         self._account.cold_start = True
         with self._in_queue(model), self._gateway.loads.wanted(model) as wish:
-            while not isinstance(choice, Choice):
+            while isinstance(choice := self._choose(model), NoReplica):
+                self._check_deadline()
                 if time.monotonic() > give_up_s:
                     raise UnavailableError(f"model {model!r} was not ready in time: {choice.because}")
-                self._check_deadline()
                 await wish.news(NOTE_PERIOD_S)
-                choice = self._choose(model)
                 yield Note(choice.because)
 
     async def _attempt(self, model: ModelId, node: NodeId) -> AsyncGenerator[Delta | Note, None]:
         """Send the request to `node` and yield what comes."""
+        self._check_deadline()
         now_s = time.monotonic()
         generate = msgspec.structs.replace(
             self._generate,
@@ -121,20 +122,20 @@ class Generation:
         self._account.send(node, now_s)
         with self._in_flight(model, node):
             async with self._gateway.streams.opened(node, generate) as stream:
-                yield await _accepted(stream)
-                while True:
-                    self._check_deadline()
+                delta: Delta | None = None
+                while not isinstance(delta, Finished):
                     delta = await stream.next(NOTE_PERIOD_S)
                     if isinstance(delta, Failed):
                         raise from_wire(delta)
-                    yield delta or Note("working")
-                    if isinstance(delta, Finished):
-                        return
+                    self._check_deadline()
+                    if not stream.accepted and time.monotonic() - now_s > ACCEPT_LIMIT_S:
+                        raise BusError(f"node {node} did not accept the request in {ACCEPT_LIMIT_S:g} s")
+                    yield delta or Note("keep-alive")
 
     def _judge(self, model: ModelId, node: NodeId, error: CortexError) -> None:
         """Decide what an attempt that failed means: the end, or one more.
 
-        A busy replica stays a candidate for others; any other that failed is left alone until it reports again.
+        A busy replica stays in the table; any other that failed is left alone until it reports again.
 
         Raises:
             CortexError: `error`, if it is the end.
@@ -151,7 +152,7 @@ class Generation:
             raise error
         log.info("attempt_failed", request=self._generate.request, node=node, because=str(error))
 
-    def _choose(self, model: ModelId):  # type: ignore
+    def _choose(self, model: ModelId) -> Choice | NoReplica:
         return self._gateway.fleet.replicas.choose(model, self._tried, time.monotonic())
 
     def _check_deadline(self) -> None:
@@ -174,18 +175,3 @@ class Generation:
             yield
         finally:
             self._gateway.fleet.replicas.end(model, node)
-
-
-async def _accepted(stream: Stream) -> Delta:
-    """Wait until the node takes the request.
-
-    Raises:
-        BusError: it says nothing in time.
-        CortexError: it refuses.
-    """
-    delta = await stream.next(ACCEPT_LIMIT_S)
-    if isinstance(delta, Failed):
-        raise from_wire(delta)
-    if not isinstance(delta, Accepted):
-        raise BusError(f"node {stream.node} did not accept the request in {ACCEPT_LIMIT_S:g} s")
-    return delta

@@ -2,7 +2,6 @@
 
 from typing import get_args
 
-from cortex_gateway.account import CANCELLED
 from cortex_kit.telemetry import Telemetry
 from cortex_proto.generation import FinishReason
 from cortex_proto.telemetry import (
@@ -21,17 +20,19 @@ from cortex_proto.telemetry import (
     RequestDone,
 )
 
+from cortex_gateway.account import CANCELLED
+
 _WELL = get_args(FinishReason)
 
 
 async def report(telemetry: Telemetry, done: RequestDone) -> None:
     """Count the request and send its record."""
-    replica = {"model": done.model, "node": done.node or ""}
+    replica: dict[str, str] = {"model": done.model, "node": done.node or ""}
     for metric, by in _counts(done).items():
         if by:
-            telemetry.count(metric, by, **replica)
+            telemetry.count(metric, float(by), **replica)
     if done.outcome not in (*_WELL, CANCELLED):
-        telemetry.count(REQUEST_ERRORS, code=done.outcome, **replica)
+        telemetry.count(REQUEST_ERRORS, 1.0, code=done.outcome, **replica)
     for metric, value in _observations(done).items():
         if value is not None:
             telemetry.observe(metric, value, **replica)

@@ -1,4 +1,4 @@
-"""Token streams coming in: frames sorted to their streams, checked, and ended with an error if a piece is missing.
+"""Token streams coming in: sorted, checked, and ended with an error if a piece is missing.
 
 One subscription carries all of them. A node that owes us tokens is sent a lease twice a second; its
 answer shows whether frames got lost at the end of a stream, its silence that it has gone.
@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import structlog
-
 from cortex_kit.bus import Bus
 from cortex_proto.errors import BusError, CortexError, Failed, NodeLostError, StreamBrokenError
 from cortex_proto.generation import (

@@ -31,7 +31,8 @@ class Weights:
 def locate(model: Model, base: Path) -> Weights:
     """Find the weights of `model`; a relative path is relative to `base`.
 
-    A `quant` that names a dtype ("bf16") says what to compute in; any other is part of the name of a .gguf file.
+    A `quant` that names a dtype ("bf16") says what to compute in; any other is part of the name
+    of a .gguf file.
 
     Raises:
         LoadFailedError: there is nothing usable there; the text says what was looked for.
@@ -77,7 +78,9 @@ def _choose(path: Path, quant: str) -> Path:
         return path
     files = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
     if not files:
-        wanted = f"no .gguf file, as quant {quant!r} needs" if quant else "neither config.json nor a .gguf file"
+        wanted = (
+            f"no .gguf file, as quant {quant!r} needs" if quant else "neither config.json nor a .gguf file"
+        )
         raise LoadFailedError(f"{path} has {wanted}")
     fitting = [file for file in files if quant.lower() in file.name.lower()]
     if len(fitting) == 1:

@@ -20,11 +20,17 @@ class Replica:
     codec: TextCodec
     context: int
     """Longest prompt plus answer, in tokens."""
+    max_batch: int
     max_waiting: int
     idle_since_s: float
     """When its last stream ended, or when it was loaded."""
     running: int = 0
     """Requests in the batch, after the last step."""
+
+    @property
+    def capacity(self) -> int:
+        """Streams that may be under way; the engine may have room for fewer, and then says so itself."""
+        return self.max_batch + self.max_waiting
 
     def request(self, generate: Generate) -> EngineRequest:
         """Turn a request into what the engine understands; slow, call it in a thread.

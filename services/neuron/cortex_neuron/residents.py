@@ -10,7 +10,7 @@ for want of memory. All deadlines come from `now_s`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from cortex_proto.fleet import LoadRefused
@@ -111,15 +111,22 @@ class Residents:
         """All that has memory here, in the order of their loads."""
         return self._residents
 
-    @property
-    def refusals(self) -> Mapping[ModelId, Refusal]:
-        """What is wanted and could not be had."""
-        return {m: r for m, r in self._refusals.items() if m not in self._residents}
+    def is_wanted(self, model: ModelId) -> bool:
+        """Whether the scheduler wants `model` here."""
+        return model in self._wanted
 
-    def is_ready(self, model: ModelId) -> bool:
-        """Whether `model` takes new requests."""
-        resident = self._residents.get(model)
-        return resident is not None and resident.phase is Phase.READY
+    def refusals(self, now_s: float) -> Mapping[ModelId, Refusal]:
+        """What is wanted, could not be had, and is not due for another try."""
+        return {
+            model: refusal
+            for model, refusal in self._refusals.items()
+            if model not in self._residents and refusal.retry_at_s > now_s
+        }
+
+    def queued(self, now_s: float) -> tuple[ModelId, ...]:
+        """What is wanted and waits for another load to end."""
+        refused = self.refusals(now_s)
+        return tuple(m for m in self._wanted if m not in self._residents and m not in refused)
 
     def is_leaving(self) -> bool:
         """Whether memory will become free without anyone asking."""
@@ -163,15 +170,19 @@ class Residents:
             self._refusals.pop(model, None)
         if resident.phase is not Phase.CLOSING and _is_same(self._wanted.get(model), resident.assignment):
             pause_s = self._pause_s(model) if model in self._refusals else 0.0
-            self._note_failure(resident.assignment, LoadRefused(f"the engine died: {because}"), now_s + pause_s)
+            self._note_failure(
+                resident.assignment, LoadRefused(f"the engine died: {because}"), now_s + pause_s
+            )
         self._enter(model, Phase.CLOSING, now_s)
 
-    def closed(self, model: ModelId, now_s: float) -> None:
-        """The memory of `model` is free; refusals for want of memory may be tried again."""
+    def closed(self, model: ModelId, now_s: float, *, freed_bytes: int) -> None:
+        """Nothing of `model` is left; if that freed memory, refusals for want of it may be tried again."""
         del self._residents[model]
+        if not freed_bytes:
+            return
         for name, refusal in self._refusals.items():
-            if refusal.state.need_bytes:
-                self._refusals[name] = Refusal(refusal.assignment, refusal.state, now_s, refusal.failures)
+            if name != model and refusal.state.need_bytes:
+                self._refusals[name] = replace(refusal, retry_at_s=now_s)
 
     def decide(self, now_s: float, num_streams: Mapping[ModelId, int]) -> tuple[Action, ...]:
         """Say what to do now, and count it as begun. `num_streams` are the unfinished streams per model."""
@@ -215,14 +226,11 @@ class Residents:
     def _next_load(self, now_s: float) -> Load | None:
         if any(r.phase is Phase.LOADING for r in self._residents.values()):
             return None
-        for model, assignment in self._wanted.items():
-            if model in self._residents:
-                continue
-            refusal = self._refusals.get(model)
+        for model in self.queued(now_s):
+            assignment, refusal = self._wanted[model], self._refusals.get(model)
             if refusal is None:
                 return Load(assignment, assignment.because)
-            if refusal.retry_at_s <= now_s:
-                return Load(assignment, f"try {refusal.failures + 1}, after: {refusal.state.because}")
+            return Load(assignment, f"try {refusal.failures + 1}, after: {refusal.state.because}")
         return None
 
     def _enter(self, model: ModelId, phase: Phase, now_s: float) -> None:

@@ -12,8 +12,8 @@ from cortex_proto.errors import Failed
 from cortex_proto.generation import (
     LEASE_LIMIT_S,
     Accepted,
-    FinishReason,
     Finished,
+    FinishReason,
     Frame,
     Generate,
     Lease,
@@ -177,9 +177,7 @@ class Streams:
     def forget(self, now_s: float) -> None:
         """Forget what ended long ago."""
         oldest_s = now_s - self._limits.remembered_s
-        self._streams = {
-            i: s for i, s in self._streams.items() if s.ended_s is None or s.ended_s >= oldest_s
-        }
+        self._streams = {i: s for i, s in self._streams.items() if s.ended_s is None or s.ended_s >= oldest_s}
 
     def _select(self, holds: Callable[[Stream], bool]) -> tuple[Stream, ...]:
         return tuple(s for s in self._streams.values() if s.ended_s is None and holds(s))

@@ -208,9 +208,8 @@ class Fleet:
         promised = [s for m, shares in staying.items() if m not in reported for s in shares]
         rooms = tuple(_room(d, leaving, promised) for d in node.devices)
         tenants = tuple(self._tenant(a.model, node.id, staying[a.model.id], now_s) for a in assignments)
-        return Site(
-            node.id, rooms, tenants, self.need_bytes(model, node.id), self._block(node.id, model, now_s)
-        )
+        need_bytes, guessed = self._size(model, node.id)
+        return Site(node.id, rooms, tenants, need_bytes, guessed, self._block(node.id, model, now_s))
 
     def _promise(self, assignment: Assignment, node: NodeId) -> tuple[Share, ...]:
         each = -(-self._size(assignment.model, node)[0] // len(assignment.devices))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from builders.waiting import until
 from cortex_cli.errors import CliError
 from cortex_cli.journal import Journal
 from cortex_cli.supervisor import Program, Supervisor, supervising
@@ -75,6 +76,10 @@ async def supervisor() -> AsyncIterator[tuple[Supervisor, Lines]]:
         yield supervised, lines
 
 
+def num_started(log: Path) -> int:
+    return log.read_text().count("started") if log.exists() else 0
+
+
 def pid_of(line: str) -> int:
     return int(line.partition('"pid":')[2].partition("}")[0])
 
@@ -107,9 +112,7 @@ async def test_programs_stop_one_after_the_other_the_last_first(tmp_path: Path) 
     async with supervisor() as (supervised, _):
         for name in ("nats", "scheduler", "gateway"):
             supervised.start(program(name, OBEDIENT + f"\n# {name}", str(log), name))
-        async with asyncio.timeout(LIMIT_S):
-            while not log.exists() or log.read_text().count("started") < 3:
-                await asyncio.to_thread(os.sched_yield)
+        await asyncio.to_thread(until, lambda: num_started(log) == 3, within_s=LIMIT_S, what="all start")
 
     stops = [line.split()[0] for line in log.read_text().splitlines() if line.endswith("stopped")]
     assert stops == ["gateway", "scheduler", "nats"]
@@ -154,8 +157,7 @@ async def test_a_program_told_to_stop_while_it_waits_to_be_restarted_is_not_rest
 async def test_a_line_too_long_to_hold_does_not_end_the_listening(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cortex_cli.supervisor._LONGEST_LINE_BYTES", 1000)
     async with supervisor() as (supervised, lines):
-        supervised.start(
-            program("p", "import signal; print('x' * 9000); print('after', flush=True); signal.pause()")
-        )
+        code = "import signal; print('x' * 9000); print('after', flush=True); signal.pause()"
+        supervised.start(program("p", code))
 
         await lines.wait_for("after")

@@ -21,7 +21,8 @@ from conftest import BusFactory, NatsServer
 
 LIMIT_S = 20.0
 MAX_PAYLOAD = 8 * 1024 * 1024
-QUICK = Pace(watch_s=0.1, first_retry_s=0.001, last_retry_s=0.002)
+QUICK = Pace(ping_s=3600, watch_s=0.1, first_retry_s=0.001, last_retry_s=0.002)
+BIG: Topic[str] = Topic("big", str)
 NEWS: Topic[Epoch] = Topic("news", Epoch)
 
 
@@ -143,22 +144,36 @@ async def test_a_server_gone_silent_is_left_for_another_though_bytes_are_unsent(
         second.start()
         client_of(bus).set_server_pool([nats_server.url, second.url])
         nats_server.freeze()
-        with pytest.raises(BusError):
-            await fill(bus)
+        filling = asyncio.create_task(fill(bus))
 
         await listener.reconnect()
 
+        await asyncio.gather(filling, return_exceptions=True)  # it may have been refused meanwhile
         await bus.publish(NEWS, Epoch(1))
         assert await listener.next() == Epoch(1)
     second.kill()
 
 
 async def fill(bus: Bus) -> None:
-    """Send until the socket, and the buffer behind it, take no more."""
-    big: Topic[str] = Topic("big", str)
-    async with asyncio.timeout(LIMIT_S):
-        while True:
-            await bus.publish(big, "x" * 1024 * 1024)
+    """Send more than the socket, and the buffer behind it, can take."""
+    for _ in range(32):
+        await bus.publish(BIG, "x" * 1024 * 1024)
+
+
+# -- defect 4: publish() swallows a cancellation while the buffer is full
+
+
+async def test_a_publish_that_waits_for_room_can_be_cancelled(nats_server: NatsServer) -> None:
+    async with connected(nats_server.url, Pace(watch_s=3600)) as bus:
+        nats_server.freeze()
+        filling = asyncio.create_task(fill(bus))
+        await until(lambda: client_of(bus).pending_data_size > 2 * 1024 * 1024)
+
+        filling.cancel()
+        await asyncio.wait([filling], timeout=LIMIT_S)
+
+        assert filling.cancelled()
+        nats_server.thaw()
 
 
 # -- defect 3: a partition with unsent bytes hangs the reconnect
@@ -177,7 +192,7 @@ async def test_every_socket_gives_up_on_a_dead_peer_after_seconds(nats_server: N
 
 
 def gives_up_soon(client: HardenedClient) -> bool:
-    sock = client._socket()
+    sock = client.socket()
     user_timeout_ms = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
     return user_timeout_ms == 6000 and sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
@@ -189,7 +204,7 @@ async def test_a_message_with_its_headers_over_the_limit_is_refused_before_it_is
     listener = Listener()
     await listener.start(bus)
     headers = {"Cortex-Proto": "1"}
-    limit = MAX_PAYLOAD - HEADROOM_BYTES - len("Cortex-Proto: 1\r\n") + 1
+    limit = MAX_PAYLOAD - HEADROOM_BYTES - len("Cortex-Proto: 1\r\n")
     with pytest.raises(BusError):  # carried, though nobody answers
         await bus.request_raw("nobody", b"x" * limit, headers, timeout_s=LIMIT_S)
 
@@ -216,7 +231,7 @@ async def test_a_client_closed_by_a_poison_message_is_rebuilt_with_its_subscript
         stopped = await bus.hear(NEWS, listener._hear)
         await stopped.stop()
         poisoned = client_of(bus)
-        await poison(poisoned)
+        poisoning = asyncio.create_task(poison(poisoned))
 
         await listener.reconnect()
 
@@ -225,6 +240,7 @@ async def test_a_client_closed_by_a_poison_message_is_rebuilt_with_its_subscript
             await bus.publish(NEWS, Epoch(n))
             assert await listener.next() == Epoch(n)
         assert listener.heard.empty()
+        poisoning.cancel()
 
 
 async def poison(client: HardenedClient) -> None:
@@ -235,13 +251,14 @@ async def poison(client: HardenedClient) -> None:
 async def test_a_bus_that_cannot_be_rebuilt_says_that_it_is_lost(nats_server: NatsServer) -> None:
     async with connected(nats_server.url, Pace(lost_s=0.05)) as bus:
         client = client_of(bus)
-        await poison(client)
+        poisoning = asyncio.create_task(poison(client))
         await until(lambda: client.is_closed)
         nats_server.kill()
 
         assert "no NATS client" in await asyncio.wait_for(bus.lost, LIMIT_S)
         with pytest.raises(BusError, match="not connected"):
             await bus.publish(NEWS, Epoch(1))
+        poisoning.cancel()
 
 
 # -- defect 7: it stops trying
@@ -291,7 +308,7 @@ async def test_a_bus_waits_for_a_server_that_is_not_there_yet_and_says_so_once(t
 
 
 async def greet(url: str) -> None:
-    async with connected(url) as bus:
+    async with connected(url, Pace(gap_s=0.0)) as bus:
         await bus.barrier()
         await bus.publish(NEWS, Epoch(1))
 

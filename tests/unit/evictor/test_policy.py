@@ -52,7 +52,7 @@ def test_who_leaves(strategy: Strategy, question: MakeRoom, victims: list[str]) 
     ],
 )
 @pytest.mark.parametrize("strategy", ["lru", "priority"])
-def test_who_cannot_leave(strategy: Strategy, residents: list[Resident], busy: bool) -> None:
+def test_who_cannot_leave(strategy: Strategy, residents: list[Resident], *, busy: bool) -> None:
     answer = choose_victims(ask(*residents), strategy)
 
     assert isinstance(answer, NoVictims)

@@ -3,12 +3,10 @@
 Source: the OpenAI API description (chat completion object and chunk object).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, assert_never
 
 import msgspec
-from msgspec import UNSET, UnsetType
-
 from cortex_proto import generation
 from cortex_proto.errors import Failed, from_wire
 from cortex_proto.generation import (
@@ -21,6 +19,7 @@ from cortex_proto.generation import (
     ToolCallDelta,
 )
 from cortex_proto.ids import RequestId
+from msgspec import UNSET, UnsetType
 
 
 class CachedTokens(msgspec.Struct, frozen=True):
@@ -45,20 +44,20 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens_details: ReasoningTokens
 
 
-class FunctionPiece(msgspec.Struct, frozen=True):
+class FunctionPiece(msgspec.Struct, frozen=True, kw_only=True):
     """A piece of a call: the name comes once, the arguments bit by bit."""
 
-    arguments: str
     name: str | UnsetType = UNSET
+    arguments: str
 
 
-class ToolCallPiece(msgspec.Struct, frozen=True):
+class ToolCallPiece(msgspec.Struct, frozen=True, kw_only=True):
     """A piece of the tool call number `index`; id and type come once."""
 
     index: int
-    function: FunctionPiece
     id: str | UnsetType = UNSET
     type: Literal["function"] | UnsetType = UNSET
+    function: FunctionPiece
 
 
 class ChunkDelta(msgspec.Struct, frozen=True):
@@ -71,24 +70,24 @@ class ChunkDelta(msgspec.Struct, frozen=True):
     tool_calls: tuple[ToolCallPiece, ...] | UnsetType = UNSET
 
 
-class ChunkChoice(msgspec.Struct, frozen=True):
+class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The one choice of a chunk."""
 
-    delta: ChunkDelta
-    finish_reason: FinishReason | None = None
     index: int = 0
+    delta: ChunkDelta
     logprobs: None = None
+    finish_reason: FinishReason | None = None
 
 
-class Chunk(msgspec.Struct, frozen=True):
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """One event of a streamed answer."""
 
     id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
     model: str
     choices: tuple[ChunkChoice, ...]
-    usage: Usage | None | UnsetType = UNSET
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    usage: Usage | UnsetType | None = UNSET
 
 
 class WholeFunction(msgspec.Struct, frozen=True):
@@ -98,50 +97,52 @@ class WholeFunction(msgspec.Struct, frozen=True):
     arguments: str
 
 
-class WholeToolCall(msgspec.Struct, frozen=True):
+class WholeToolCall(msgspec.Struct, frozen=True, kw_only=True):
     """One tool call of a whole answer."""
 
     id: str
-    function: WholeFunction
     type: Literal["function"] = "function"
+    function: WholeFunction
 
 
-class AnswerMessage(msgspec.Struct, frozen=True):
+class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
     """The assistant's turn."""
 
-    content: str | None
     role: Literal["assistant"] = "assistant"
+    content: str | None
     refusal: None = None
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: tuple[WholeToolCall, ...] | UnsetType = UNSET
 
 
-class AnswerChoice(msgspec.Struct, frozen=True):
+class AnswerChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The one choice of a whole answer."""
 
-    message: AnswerMessage
-    finish_reason: FinishReason | None
     index: int = 0
+    message: AnswerMessage
     logprobs: None = None
+    finish_reason: FinishReason | None
 
 
-class Completion(msgspec.Struct, frozen=True):
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """A whole answer."""
 
     id: str
+    object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
     choices: tuple[AnswerChoice, ...]
-    usage: Usage | None | UnsetType = UNSET
-    object: Literal["chat.completion"] = "chat.completion"
+    usage: Usage | UnsetType | None = UNSET
 
 
 class ChunkStream:
     """Turns one generation into chunks: feed it deltas, send what it yields."""
 
     def __init__(self, request: RequestId, model: str, created_s: int, *, include_usage: bool) -> None:
-        self._head = (f"chatcmpl-{request}", created_s, model)
+        self._id = f"chatcmpl-{request}"
+        self._model = model
+        self._created_s = created_s
         self._include_usage = include_usage
         self._begun = False
 
@@ -165,49 +166,57 @@ class ChunkStream:
             case Finished(reason=reason, usage=usage):
                 yield from self._piece(ChunkDelta(), reason)
                 if self._include_usage:
-                    yield Chunk(*self._head, (), _usage(usage))
+                    yield self._chunk((), _usage(usage))
             case never:
                 assert_never(never)
 
     def _piece(self, delta: ChunkDelta, reason: FinishReason | None = None) -> Iterator[Chunk]:
+        usage = None if self._include_usage else UNSET
         if not self._begun:
             self._begun = True
-            yield self._chunk(ChunkChoice(ChunkDelta(role="assistant", content="")))
-        yield self._chunk(ChunkChoice(delta, reason))
+            yield self._chunk((ChunkChoice(delta=ChunkDelta(role="assistant", content="")),), usage)
+        yield self._chunk((ChunkChoice(delta=delta, finish_reason=reason),), usage)
 
-    def _chunk(self, choice: ChunkChoice) -> Chunk:
-        return Chunk(*self._head, (choice,), None if self._include_usage else UNSET)
+    def _chunk(self, choices: tuple[ChunkChoice, ...], usage: Usage | UnsetType | None) -> Chunk:
+        return Chunk(id=self._id, created=self._created_s, model=self._model, choices=choices, usage=usage)
 
 
-def whole(chunks: Iterable[Chunk]) -> Completion:
+def whole(chunks: Sequence[Chunk]) -> Completion:
     """Fold all chunks of one stream, usage included, into the answer that is not streamed."""
-    chunks = tuple(chunks)
-    last = chunks[-1]
-    choices = tuple(choice for chunk in chunks for choice in chunk.choices)
-    deltas = tuple(choice.delta for choice in choices)
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    deltas = [choice.delta for choice in choices]
     calls = _tool_calls(piece for delta in deltas for piece in delta.tool_calls or ())
     text = "".join(delta.content or "" for delta in deltas)
     thoughts = "".join(delta.reasoning or "" for delta in deltas) or UNSET
     message = AnswerMessage(
-        text or (None if calls else ""), reasoning_content=thoughts, reasoning=thoughts, tool_calls=calls or UNSET
+        content=text or (None if calls else ""),
+        reasoning_content=thoughts,
+        reasoning=thoughts,
+        tool_calls=calls or UNSET,
     )
-    choice = AnswerChoice(message, choices[-1].finish_reason)
-    return Completion(last.id, last.created, last.model, (choice,), last.usage)
+    choice = AnswerChoice(message=message, finish_reason=choices[-1].finish_reason)
+    last = chunks[-1]
+    return Completion(id=last.id, created=last.created, model=last.model, choices=(choice,), usage=last.usage)
 
 
 def _tool_call_piece(delta: ToolCallDelta) -> ToolCallPiece:
     if delta.id is None:
-        return ToolCallPiece(delta.index, FunctionPiece(delta.arguments))
-    return ToolCallPiece(delta.index, FunctionPiece(delta.arguments, delta.name or ""), delta.id, "function")
+        return ToolCallPiece(index=delta.index, function=FunctionPiece(arguments=delta.arguments))
+    function = FunctionPiece(name=delta.name or "", arguments=delta.arguments)
+    return ToolCallPiece(index=delta.index, id=delta.id, type="function", function=function)
 
 
 def _tool_calls(pieces: Iterable[ToolCallPiece]) -> tuple[WholeToolCall, ...]:
-    calls: dict[int, WholeToolCall] = {}
+    calls: dict[int, list[ToolCallPiece]] = {}
     for piece in pieces:
-        before = calls.get(piece.index, WholeToolCall(piece.id or "", WholeFunction(piece.function.name or "", "")))
-        function = WholeFunction(before.function.name, before.function.arguments + piece.function.arguments)
-        calls[piece.index] = WholeToolCall(before.id, function)
-    return tuple(calls[index] for index in sorted(calls))
+        calls.setdefault(piece.index, []).append(piece)
+    return tuple(_whole_call(calls[index]) for index in sorted(calls))
+
+
+def _whole_call(pieces: Sequence[ToolCallPiece]) -> WholeToolCall:
+    first = pieces[0]
+    arguments = "".join(piece.function.arguments for piece in pieces)
+    return WholeToolCall(id=first.id or "", function=WholeFunction(first.function.name or "", arguments))
 
 
 def _usage(usage: generation.Usage) -> Usage:

@@ -6,15 +6,14 @@ Source: the OpenAI API description (chat completions, create).
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
-
 from cortex_proto.errors import BadRequestError
 from cortex_proto.generation import Chat, ChatTurn, Generate, Limits, Role, Sampling, ToolCall
 from cortex_proto.ids import InstanceId, ModelId, RequestId, stream_id
+from msgspec import Meta
 
 _MAX_COUNT = 2**31
 _MAX_NAMED = 32
@@ -91,29 +90,39 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
 
 _HARMLESS = frozenset(
-    "metadata parallel_tool_calls prediction prompt_cache_key prompt_cache_options prompt_cache_retention "
-    "safety_identifier service_tier store user".split()
+    (
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    )
 )
 """They change no word of the answer."""
 
-_NOT_YET: Mapping[str, Callable[[Any], bool]] = {
-    "n": lambda value: value == 1,
-    "tools": lambda value: value == [],
-    "tool_choice": lambda value: value in ("none", "auto"),
-    "functions": lambda value: value == [],
-    "function_call": lambda value: value in ("none", "auto"),
-    "response_format": lambda value: value == {"type": "text"},
-    "logprobs": lambda value: value is False,
-    "top_logprobs": lambda value: value == 0,
-    "logit_bias": lambda value: value == {},
-    "presence_penalty": lambda value: value == 0,
-    "frequency_penalty": lambda value: value == 0,
-    "modalities": lambda value: value == ["text"],
-    "audio": lambda value: False,
-    "web_search_options": lambda value: False,
-    "moderation": lambda value: False,
+_NOT_YET: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "modalities": (["text"],),
+    "audio": (),
+    "web_search_options": (),
+    "moderation": (),
 }
-"""Fields of the dialect that are not honoured yet, and when they ask for nothing."""
+"""Fields of the dialect that are not honoured yet, and the values of each that ask for nothing."""
 
 
 def read(raw: bytes, request: RequestId, gateway: InstanceId) -> ChatRequest:
@@ -124,8 +133,8 @@ def read(raw: bytes, request: RequestId, gateway: InstanceId) -> ChatRequest:
     """
     fields = _fields(raw)
     body = _convert(fields, ChatBody)
-    for name, asks_nothing in _NOT_YET.items():
-        if fields.get(name) is not None and not asks_nothing(fields[name]):
+    for name, asking_nothing in _NOT_YET.items():
+        if fields.get(name) not in (None, *asking_nothing):
             raise BadRequestError(f"{name!r} is not supported with this value", name)
     if body.stream_options is not None and not body.stream:
         raise BadRequestError("stream_options goes with stream = true", "stream_options")
@@ -167,7 +176,9 @@ def _convert(fields: Mapping[str, Any], kind: type[T]) -> T:
 def _ignored(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """Name the fields that had no effect; what cannot stand in a header is left out."""
     known = {*ChatBody.__struct_fields__, *_HARMLESS, *_NOT_YET}
-    unknown = (name for name in sorted(fields.keys() - known) if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII))
+    unknown = (
+        name for name in sorted(fields.keys() - known) if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII)
+    )
     return tuple(unknown)[:_MAX_NAMED]
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import msgspec
-
 from cortex_proto.errors import BadRequestError, BusyError, CortexError, NoRoomError
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
-
 from cortex_proto.catalogue import Catalogue, Cost, Limit, Model
 from cortex_proto.errors import ModelUnknownError
 from cortex_proto.fleet import Draining, Loading, LoadRefused, Ready, Replica, ReplicaState
 from cortex_proto.ids import ModelId, NodeId
+from msgspec import UNSET, UnsetType
 
 
 class Location(msgspec.Struct, frozen=True):
@@ -19,26 +19,26 @@ class Location(msgspec.Struct, frozen=True):
     status: Literal["loaded", "loading", "draining", "refused", "unloaded"]
 
 
-class ModelEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One model, or another name for one; what is not known is left out."""
 
     id: str
+    object: Literal["model"] = "model"
     created: int
+    owned_by: str = "cortex"
     loaded: bool
     locations: tuple[Location, ...]
-    object: str
-    owned_by: str
-    limit: Limit = Limit()
-    cost: Cost | None = None
-    capabilities: tuple[str, ...] = ()
-    max_model_len: int | None = None
+    max_model_len: int | UnsetType = UNSET
+    limit: Limit | UnsetType = UNSET
+    cost: Cost | UnsetType = UNSET
+    capabilities: tuple[str, ...] | UnsetType = UNSET
 
 
-class ModelList(msgspec.Struct, frozen=True):
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     """All models, then all aliases."""
 
-    data: tuple[ModelEntry, ...]
     object: Literal["list"] = "list"
+    data: tuple[ModelEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Models:
 
     def all(self) -> ModelList:
         """List every model and alias."""
-        return ModelList(tuple(self._entries()))
+        return ModelList(data=tuple(self._entries()))
 
     def one(self, name: str) -> ModelEntry:
         """Describe one.
@@ -74,16 +74,14 @@ class Models:
         replicas = self.replicas(model.id)
         contexts = [r.state.context for r in replicas if isinstance(r.state, Ready)]
         return ModelEntry(
-            name,
-            self.created_s,
-            bool(contexts),
-            tuple(Location(r.node, _status(r.state)) for r in replicas),
-            "model",
-            "cortex",
-            model.limit,
-            model.cost,
-            model.capabilities,
-            min(contexts, default=model.limit.context),
+            id=name,
+            created=self.created_s,
+            loaded=bool(contexts),
+            locations=tuple(Location(r.node, _status(r.state)) for r in replicas),
+            max_model_len=min(contexts, default=model.limit.context) or UNSET,
+            limit=model.limit if model.limit != Limit() else UNSET,
+            cost=model.cost or UNSET,
+            capabilities=model.capabilities or UNSET,
         )
 
 

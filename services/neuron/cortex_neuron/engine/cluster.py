@@ -126,10 +126,13 @@ class Cluster:
                             self._note(message)
                             self._on_events(message)
                         case Broken():
-                            reason = message.reason
+                            reason = f": {message.reason}"
         except EOFError:
             how = await rank.end()
-            self._die(f"rank {number} {reason or how}")
+            self._die(f"rank {number} {how}{reason}")
+        except Exception as error:
+            self._die(f"the events of rank {number} could not be taken in: {error!r}")
+            raise
 
     def _note(self, step: StepEvents) -> None:
         """Remember when the last step was, and who still waits for an end."""

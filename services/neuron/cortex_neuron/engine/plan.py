@@ -39,7 +39,10 @@ class PlanRow:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step. Decoding rows come first, then pieces of prompts, each oldest first."""
+    """One step. Decoding rows come first, then pieces of prompts, each oldest first.
+
+    Every row draws, but that the last may be a piece that took the rest of the budget and goes on later.
+    """
 
     rows: tuple[PlanRow, ...]
     num_decoding: int

@@ -38,18 +38,19 @@ class RankProcess:
         """Start a rank; it begins to load at once. Its standard error is ours."""
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "cortex_neuron.engine.rank"]
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                str(theirs.fileno()),
-                str(os.getpid()),
-                write_options(options),
-                pass_fds=[theirs.fileno()],
-                stdin=DEVNULL,
-                start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(options.threads)},
-            )
-        reader, writer = await asyncio.open_connection(sock=ours)
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "cortex_neuron.engine.rank"),
+                    *(str(theirs.fileno()), str(os.getpid()), write_options(options)),
+                    pass_fds=[theirs.fileno()],
+                    stdin=DEVNULL,
+                    start_new_session=True,
+                    env={**os.environ, "OMP_NUM_THREADS": str(options.threads)},
+                )
+            except BaseException:
+                writer.close()
+                raise
         return cls(process, reader, writer)
 
     @property

@@ -168,7 +168,7 @@ def run(channel: Channel, options: LoadOptions) -> None:
     except ConnectionError:
         raise
     except Exception as error:  # the neuron needs the reason, whatever it is
-        log.error("load_failed", path=str(options.path), exc_info=error)
+        log.exception("load_failed", path=str(options.path))
         channel.send(LoadRefused(to_wire(_as_load_failure(error, options))))
         return
     limits = _limits(runner, options)

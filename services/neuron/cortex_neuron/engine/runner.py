@@ -47,11 +47,7 @@ class Runner:
         batch = Batch.of([(row.tokens, row.past, row.pages) for row in rows], self._device)
         logits_RV = self._model(batch, self._kv)
         draws = [row.draw for row in rows if row.draw is not None]
-        if not draws:
-            return []
-        if len(draws) < len(rows):
-            logits_RV = logits_RV[[place for place, row in enumerate(rows) if row.draw is not None]]
-        return sample(logits_RV, draws)
+        return sample(logits_RV[: len(draws)], draws)
 
     def warm_up(self) -> None:
         """Compute one token in the first page, before anybody has it: what does not work fails here."""

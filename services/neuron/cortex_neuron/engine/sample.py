@@ -25,6 +25,8 @@ _NUM_CANDIDATES = 256
 
 def sample(logits_RV: Tensor, draws: Sequence[Draw]) -> list[int]:
     """Choose one token a row; temperature 0, or `top_k` 1, takes the likeliest, the first of equals."""
+    if not draws:
+        return []
     tokens: list[int] = logits_RV.argmax(dim=-1).tolist()
     random = [row for row, draw in enumerate(draws) if draw.temperature > 0 and draw.top_k != 1]
     if not random:

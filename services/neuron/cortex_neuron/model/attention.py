@@ -5,10 +5,11 @@ of one small matrix, which needs no mask and no repeated keys. A chunk of a prom
 itself and sees all of its past.
 
 Dimensions, as suffixes of tensor names:
-    T  tokens of all rows, end to end     K  key/value heads                    H  width of one head
-    U  tokens of one row in this step     G  query heads per key/value head     N  query heads, K * G
-    P  pages of the whole cache           O  offsets in a page                  L  tokens of one row in the cache
-    S  slots of the whole cache, P * O
+    T  tokens of all rows, end to end     K  key/value heads
+    U  tokens of one row in this step     G  query heads per key/value head
+    L  tokens of one row in the cache     N  query heads, K * G
+    P  pages of the whole cache           H  width of one head
+    O  offsets in a page                  S  slots of the whole cache, P * O
 """
 
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class LayerCache:
         """Store the new keys and values, then let each row attend; returns y_TNH."""
         self.k_KSH.index_copy_(1, self.batch.slots_T, k_TKH.transpose(0, 1))
         self.v_KSH.index_copy_(1, self.batch.slots_T, v_TKH.transpose(0, 1))
-        q_TKGH = q_TNH.unflatten(1, (k_TKH.shape[1], -1))
+        q_TKGH = q_TNH.view(len(q_TNH), k_TKH.shape[1], -1, q_TNH.shape[-1])
         rows = zip(self.batch.rows, self.pasts, self.masks, strict=True)
         y = [_attend(q_TKGH[row.start : row.stop], past, mask) for row, past, mask in rows]
         return torch.cat(y).flatten(1, 2)
@@ -118,4 +119,4 @@ def _attend(q_UKGH: Tensor, past: _Past, mask_UL: Tensor | None) -> Tensor:
     y_1NUH = F.scaled_dot_product_attention(
         q_NUH[None], k_1KLH, v_1KLH, attn_mask=mask_UL, is_causal=mask_UL is None, enable_gqa=True
     )
-    return y_1NUH[0].transpose(0, 1).unflatten(1, q_UKGH.shape[1:3])
+    return y_1NUH[0].transpose(0, 1).view(q_UKGH.shape)

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cortex_neuron.model.spec import PAGE as PAGE
+from cortex_neuron.model.spec import PAGE
+
+__all__ = ["PAGE", "Batch", "Row"]
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -62,5 +65,5 @@ class Batch:
         # One transfer to the device instead of four.
         packed = torch.tensor(tokens + positions + slots + ends).to(device)
         num = len(tokens)
-        tokens_T, positions_T, slots_T, ends_R = packed.split([num, num, num, len(ends)])
+        tokens_T, positions_T, slots_T, ends_R = torch.split(packed, [num, num, num, len(ends)])
         return cls(tokens_T, positions_T, slots_T, tuple(spans), ends_R)

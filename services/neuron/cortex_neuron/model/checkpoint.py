@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from cortex_proto.errors import LoadFailedError
 from safetensors import safe_open
 from torch import Tensor
 
 from cortex_neuron.model import hf_directory
 from cortex_neuron.model.spec import HEAD_WEIGHT
-from cortex_proto.errors import LoadFailedError
 
 OnProgress = Callable[[str, float], None]
 """Told the stage, and how much of it is done, from 0 to 1."""
@@ -23,7 +23,10 @@ _MOST_NAMED = 8
 class Checkpoint(Protocol):
     """A source of weights under their Hugging Face names."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every tensor, from the header."""
+        ...
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Give each tensor once, in file order."""

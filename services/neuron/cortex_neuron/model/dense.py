@@ -71,4 +71,5 @@ class Layer(nn.Module):
     def forward(self, x_TD: Tensor, rotation: Rotation, cache: LayerCache) -> Tensor:
         """Return the stream after this layer, x_TD."""
         x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rotation, cache)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+        y_TD: Tensor = self.mlp(self.post_attention_layernorm(x_TD))
+        return x_TD + y_TD

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cortex_proto.errors import LoadFailedError
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from cortex_neuron.model import gguf_header
 from cortex_neuron.model.gguf_header import TensorAt
-from cortex_proto.errors import LoadFailedError
 
 _PERMUTING = frozenset({"llama"})
 """Architectures whose converter reorders the rows of q and k."""
@@ -24,8 +24,9 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.header = gguf_header.read(path)
         self.shapes = gguf_header.as_shapes(self.header)
-        self.num_heads = self.header.settings.get(f"{self.header.architecture}.attention.head_count")
-        self.num_kv_heads = self.header.settings.get(f"{self.header.architecture}.attention.head_count_kv")
+        config = gguf_header.as_config(self.header)
+        self.num_heads: int = config["num_attention_heads"]
+        self.num_kv_heads: int = config.get("num_key_value_heads", self.num_heads)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Give each tensor once, in file order, as float32."""
@@ -57,9 +58,9 @@ class GgufFile:
         if ".q_proj." in name:
             return _halves(tensor, self.num_heads)
         if ".k_proj." in name:
-            return _halves(tensor, self.num_kv_heads or self.num_heads)
+            return _halves(tensor, self.num_kv_heads)
         return tensor
 
 
 def _halves(tensor: Tensor, num_heads: int) -> Tensor:
-    return tensor.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    return tensor.view(num_heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).flatten(0, 2)

@@ -45,11 +45,12 @@ class Linear(nn.Module):
     def places(self) -> Places:
         """Name the rows of each single matrix, and its piece of the bias."""
         assert self.weight is not None
-        widths = list(self.outputs.values())
-        places = {f"{n}.weight": w for n, w in zip(self.outputs, self.weight.split(widths), strict=True)}
-        if self.bias is not None:
-            places |= {f"{n}.bias": b for n, b in zip(self.outputs, self.bias.split(widths), strict=True)}
-        return places
+        places = self._parts("weight", self.weight)
+        return places if self.bias is None else places | self._parts("bias", self.bias)
+
+    def _parts(self, kind: str, merged: Tensor) -> Places:
+        parts = torch.split(merged, list(self.outputs.values()))
+        return {f"{name}.{kind}": part for name, part in zip(self.outputs, parts, strict=True)}
 
     def pack(self) -> None:
         """Lay the matrix out for the CPU and let go of the original."""
@@ -130,6 +131,7 @@ class Rotary(nn.Module):
     """
 
     inverse_frequency_H: Tensor
+    sign_H: Tensor
 
     def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
         super().__init__()

@@ -17,7 +17,9 @@ LAYERS: Mapping[str, MakeLayer] = {"llama": dense.Layer, "qwen2": dense.Layer, "
 """The layer of each architecture that `spec` can read."""
 
 
-def load(path: Path, *, device: torch.device | str, dtype: torch.dtype, on_progress: OnProgress) -> CausalModel:
+def load(
+    path: Path, *, device: torch.device | str, dtype: torch.dtype, on_progress: OnProgress
+) -> CausalModel:
     """Build the model at `path`, a Hugging Face directory or a .gguf file, and read its weights.
 
     Raises:
@@ -25,12 +27,15 @@ def load(path: Path, *, device: torch.device | str, dtype: torch.dtype, on_progr
     """
     device = torch.device(device)
     spec = read_spec(path)
-    checkpoint: Checkpoint = SafetensorsDirectory(path) if path.is_dir() else GgufFile(path)
     model = CausalModel(spec, LAYERS[spec.architecture], partial(torch.empty, dtype=dtype, device=device))
-    fill(model.places(), checkpoint, on_progress)
+    fill(model.places(), _open(path), on_progress)
     if can_pack(dtype, device):
         _pack(model, on_progress)
     return model.eval()
+
+
+def _open(path: Path) -> Checkpoint:
+    return SafetensorsDirectory(path) if path.is_dir() else GgufFile(path)
 
 
 def _pack(model: CausalModel, on_progress: OnProgress) -> None:

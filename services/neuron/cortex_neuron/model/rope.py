@@ -41,7 +41,9 @@ def rope(config: RopeConfig, theta: float, head_dim: int) -> Rope:
         ValueError: the rule is none of `SUPPORTED`, or rotates only a part of the head.
     """
     if config.partial_rotary_factor != 1.0:
-        raise ValueError(f"rotates {config.partial_rotary_factor:g} of each head; only whole heads are supported")
+        raise ValueError(
+            f"rotates {config.partial_rotary_factor:g} of each head; only whole heads are supported"
+        )
     match config.kind:
         case "default":
             return Rope(theta)
@@ -61,9 +63,9 @@ def _llama3(config: RopeConfig, theta: float, head_dim: int) -> tuple[float, ...
     low, high = config.low_freq_factor, config.high_freq_factor
 
     def divisor(i: int) -> float:
-        wavelength = 2 * pi * theta ** (2 * i / head_dim)
+        wavelength: float = 2 * pi * theta ** (2 * i / head_dim)
         turns = config.original_max_position_embeddings / wavelength
         keep = min(max((turns - low) / (high - low), 0.0), 1.0)
-        return 1 / (keep + (1 - keep) / config.factor)
+        return 1.0 / (keep + (1.0 - keep) / config.factor)
 
     return tuple(divisor(i) for i in range(head_dim // 2))

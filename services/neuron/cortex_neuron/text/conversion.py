@@ -65,7 +65,9 @@ async def _convert(model: Path, target: Path) -> None:
         async with asyncio.timeout(CONVERT_LIMIT_S):
             _, said = await child.communicate()
     except TimeoutError as error:
-        raise LoadFailedError(f"{model}: converting the tokenizer took over {CONVERT_LIMIT_S:.0f} s") from error
+        raise LoadFailedError(
+            f"{model}: converting the tokenizer took over {CONVERT_LIMIT_S:.0f} s"
+        ) from error
     finally:
         if child.returncode is None:
             child.kill()

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 
 def convert(model: Path, target: Path) -> None:
-    """Write tokenizer.json, its configuration and the chat template of `model` to `target`, all or nothing."""
+    """Write tokenizer.json, its configuration and the chat template to `target`, all or nothing."""
     if model.is_file():
         tokenizer = AutoTokenizer.from_pretrained(str(model.parent), gguf_file=model.name)
     else:

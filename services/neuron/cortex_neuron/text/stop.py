@@ -22,7 +22,9 @@ class StopStrings:
         if self.hit is not None:
             return ""
         text = self._held + piece
-        matches = [(text.find(stop) + len(stop), text.find(stop), stop) for stop in self._stops if stop in text]
+        matches = [
+            (text.find(stop) + len(stop), text.find(stop), stop) for stop in self._stops if stop in text
+        ]
         if matches:
             _, start, self.hit = min(matches)
             self._held = ""

@@ -25,11 +25,12 @@ class Template:
         """Write out `chat` up to where the assistant's turn begins.
 
         Raises:
-            BadRequestError: the template cannot render this conversation, for example a role it does not know.
+            BadRequestError: the template cannot render this, for example a role it does not know.
         """
         messages = [_message(turn) for turn in chat.turns]
         try:
-            texts, _ = render_jinja_template(
+            render: Any = render_jinja_template  # its signature leaves out what templates are given
+            texts, _ = render(
                 conversations=[messages],
                 chat_template=self.source,
                 add_generation_prompt=True,

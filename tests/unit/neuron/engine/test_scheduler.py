@@ -285,6 +285,7 @@ def check_step(bench: Bench) -> None:
     rows, prompts = plan.rows, plan.rows[plan.num_decoding :]
     assert {row.id for row in rows[: plan.num_decoding]} == decoding - set(plan.preempted)
     assert sum(len(row.tokens) for row in prompts) <= bench.limits.prefill_tokens
+    assert all(row.draw for row in rows[:-1])
     assert len({row.id for row in rows}) == len(rows) <= bench.limits.max_batch
     pages = [page for row in rows for page in row.pages]
     assert len(set(pages)) == len(pages)

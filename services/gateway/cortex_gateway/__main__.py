@@ -1,0 +1,8 @@
+"""`python -m cortex_gateway`: the HTTP endpoint."""
+
+from cortex_kit.service import serve
+
+from cortex_gateway.service import run
+
+if __name__ == "__main__":
+    serve("gateway", run)

@@ -1,0 +1,306 @@
+"""A cluster on a tiny random model: batching changes no answer, and nothing survives its end."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import pytest_asyncio
+from builders.checkpoints import write_llama
+from builders.engine import request
+from cortex_neuron.engine.cluster import Cluster
+from cortex_neuron.engine.messages import Ended, EngineRequest, LoadOptions, Refused, Sampled, StepEvents
+from cortex_neuron.model.spec import kv_page_bytes, read_spec
+from cortex_proto.errors import EngineError, LoadFailedError
+from cortex_proto.ids import StreamId
+
+T = TypeVar("T")
+LIMIT_S = 60.0
+PROMPTS = [[10 + n, *range(3, 3 + 30 * n)] for n in range(8)]
+COUNT = 40
+
+
+async def bounded(awaitable: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
+    return await asyncio.wait_for(awaitable, LIMIT_S)
+
+
+class Desk:
+    """Hands requests to a cluster and keeps what comes back."""
+
+    cluster: Cluster
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, list[int]] = defaultdict(list)
+        self.last: StepEvents | None = None
+        self.preemptions = 0
+        self.stages: list[str] = []
+        self._changed = asyncio.Event()
+        self._ends: dict[str, asyncio.Future[Ended | Refused]] = {}
+
+    async def open(self, options: LoadOptions, **limits: float) -> "Desk":
+        self.cluster = await Cluster.start(
+            options,
+            on_events=self.hear,
+            on_progress=lambda stage, _: self.stages.append(stage),
+            timeout_s=LIMIT_S,
+            **limits,
+        )
+        return self
+
+    def submit(self, submitted: EngineRequest) -> asyncio.Future[Ended | Refused]:
+        self._ends[submitted.id] = asyncio.get_running_loop().create_future()
+        self.cluster.submit(submitted)
+        return self._ends[submitted.id]
+
+    def hear(self, step: StepEvents) -> None:
+        if (
+            self.last
+            and step.running < self.last.running
+            and not any(isinstance(e, Ended) for e in step.events)
+        ):
+            self.preemptions += 1
+        self.last = step
+        for event in step.events:
+            match event:
+                case Sampled():
+                    self.tokens[event.id] += event.tokens
+                case Ended() | Refused():
+                    self._ends[event.id].set_result(event)
+        self._changed.set()
+
+    async def until(self, name: str, count: int) -> None:
+        """Wait until `name` has `count` tokens."""
+        while len(self.tokens[name]) < count:
+            self._changed.clear()
+            await bounded(self._changed.wait())
+
+    async def answer(self, submitted: EngineRequest) -> list[int]:
+        """Ask, and wait for the whole answer."""
+        await bounded(self.submit(submitted))
+        return self.tokens[submitted.id]
+
+
+def ask(name: str, prompt: list[int], count: int = COUNT, **fields: Any) -> EngineRequest:
+    return request(name, prompt, max_tokens=count, ignore_eos=True, **fields)
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> LoadOptions:
+    return LoadOptions(
+        path=write_llama(tmp_path_factory.mktemp("llama")),
+        device="cpu",
+        dtype="float32",
+        kv_bytes=64 * 2**20,
+        max_batch=8,
+        max_waiting=8,
+        prefill_tokens=64,
+        threads=1,
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def desk(options: LoadOptions) -> AsyncIterator[Desk]:
+    desk = await Desk().open(options)
+    yield desk
+    await bounded(desk.cluster.close())
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def alone(desk: Desk) -> list[list[int]]:
+    """What each prompt is answered when nobody else is there."""
+    return [await desk.answer(ask(f"alone-{n}", prompt)) for n, prompt in enumerate(PROMPTS)]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_loading_tells_its_stages_and_what_is_offered(desk: Desk) -> None:
+    assert "reading weights" in desk.stages
+    assert (desk.cluster.context, desk.cluster.vocab_size) == (1024, 512)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_eight_that_join_one_after_another_are_answered_as_alone(
+    desk: Desk, alone: list[list[int]]
+) -> None:
+    ends = []
+    for n, prompt in enumerate(PROMPTS):
+        ends.append(desk.submit(ask(f"joined-{n}", prompt)))
+        await desk.until(f"joined-{n}", 2)
+
+    ended = await bounded(asyncio.gather(*ends))
+
+    assert [desk.tokens[f"joined-{n}"] for n in range(8)] == alone
+    for end, prompt in zip(ended, PROMPTS, strict=True):
+        assert isinstance(end, Ended)
+        assert (end.reason, end.prompt_tokens, end.output_tokens) == ("length", len(prompt), COUNT)
+        assert min(end.queue_s, end.prefill_s, end.decode_s) > 0
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_cancelling_one_leaves_its_neighbours_answers_and_frees_its_pages(
+    desk: Desk, alone: list[list[int]]
+) -> None:
+    kept = [desk.submit(ask(f"kept-{n}", PROMPTS[n])) for n in (0, 2)]
+    gone = desk.submit(ask("gone", PROMPTS[7], count=800))
+    await desk.until("gone", 3)
+
+    desk.cluster.cancel(StreamId("gone"))
+
+    ended = await bounded(gone)
+    assert isinstance(ended, Ended)
+    assert ended.reason == "cancelled"
+    assert ended.output_tokens == len(desk.tokens["gone"]) < 800
+    await bounded(asyncio.gather(*kept))
+    assert [desk.tokens[f"kept-{n}"] for n in (0, 2)] == [alone[0], alone[2]]
+    assert desk.last is not None
+    assert (desk.last.running, desk.last.waiting, desk.last.free_pages) == (0, 0, desk.last.pages)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_seed_gives_the_same_answer_in_company_as_alone(desk: Desk) -> None:
+    lone = await desk.answer(ask("lone", PROMPTS[1], temperature=1.5, top_p=0.9, seed=42))
+    company = [desk.submit(ask(f"company-{n}", PROMPTS[n], temperature=1.0)) for n in range(4)]
+
+    seeded = await desk.answer(ask("seeded", PROMPTS[1], temperature=1.5, top_p=0.9, seed=42))
+
+    assert seeded == lone
+    await bounded(asyncio.gather(*company))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_prompt_that_is_too_long_is_refused(desk: Desk) -> None:
+    refused = await bounded(desk.submit(ask("long", [5] * 1024)))
+
+    assert isinstance(refused, Refused)
+    assert refused.error.code == "context_length_exceeded"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_one_more_than_may_wait_is_told_busy(desk: Desk) -> None:
+    ends = [desk.submit(ask(f"crowd-{n}", PROMPTS[0], count=300)) for n in range(30)]
+
+    ended = await bounded(asyncio.gather(*ends))
+
+    refused = [end.error for end in ended if isinstance(end, Refused)]
+    assert refused
+    assert {error.code for error in refused} == {"busy"}
+    assert all(error.retryable for error in refused)
+
+
+async def test_preemption_changes_no_answer(options: LoadOptions, alone: list[list[int]]) -> None:
+    page_bytes = kv_page_bytes(read_spec(options.path), options.dtype)
+    desk = await Desk().open(replace(options, kv_bytes=4 * page_bytes))
+    try:
+        ends = [desk.submit(ask(f"{n}", PROMPTS[n])) for n in (1, 2, 4)]
+        await bounded(asyncio.gather(*ends))
+    finally:
+        await bounded(desk.cluster.close())
+
+    assert desk.cluster.context == 4 * 64
+    assert desk.preemptions > 0
+    assert [desk.tokens[f"{n}"] for n in (1, 2, 4)] == [alone[n] for n in (1, 2, 4)]
+    assert desk.last is not None
+    assert desk.last.free_pages == 4
+
+
+async def test_a_killed_rank_is_reported_dead(options: LoadOptions) -> None:
+    desk = await Desk().open(options)
+    desk.submit(ask("a", PROMPTS[0], count=1000))
+    await desk.until("a", 1)
+
+    os.kill(desk.cluster.pids[0], signal.SIGKILL)
+
+    assert await bounded(desk.cluster.died) == "rank 0 was killed by SIGKILL"
+    with pytest.raises(EngineError):
+        desk.cluster.submit(ask("b", PROMPTS[0]))
+    await bounded(desk.cluster.close())
+
+
+async def test_a_rank_that_stops_in_the_middle_of_its_work_is_reported_dead_and_ended(
+    options: LoadOptions,
+) -> None:
+    desk = await Desk().open(options, step_limit_s=0.5)
+    desk.submit(ask("a", PROMPTS[0], count=1000))
+    await desk.until("a", 1)
+
+    os.kill(desk.cluster.pids[0], signal.SIGSTOP)
+
+    assert "1 requests wait" in await bounded(desk.cluster.died)
+    await bounded(desk.cluster.close())
+    assert not is_alive(desk.cluster.pids[0])
+
+
+async def test_closing_ends_the_process_and_is_no_death(options: LoadOptions) -> None:
+    desk = await Desk().open(options)
+    desk.submit(ask("a", PROMPTS[0], count=1000))
+    await desk.until("a", 1)
+
+    await bounded(desk.cluster.close())
+    await bounded(desk.cluster.close())
+
+    assert not desk.cluster.died.done()
+    assert not is_alive(desk.cluster.pids[0])
+
+
+async def test_a_rank_does_not_outlive_its_parent(options: LoadOptions) -> None:
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, __file__, str(options.path)),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert parent.stdout is not None
+    rank = os.pidfd_open(int(await bounded(parent.stdout.readline())))
+    gone = asyncio.Event()
+    asyncio.get_running_loop().add_reader(rank, gone.set)
+
+    parent.kill()
+
+    await bounded(gone.wait())
+    asyncio.get_running_loop().remove_reader(rank)
+    os.close(rank)
+    await bounded(parent.wait())
+
+
+async def test_a_model_that_is_not_there_fails_with_the_reason(options: LoadOptions, tmp_path: Path) -> None:
+    with pytest.raises(LoadFailedError, match="neither a model directory nor"):
+        await Desk().open(replace(options, path=tmp_path / "nothing"))
+
+
+async def test_a_damaged_model_fails_with_the_reason(options: LoadOptions, tmp_path: Path) -> None:
+    for file in options.path.iterdir():
+        cut = file.read_bytes() if file.suffix == ".json" else file.read_bytes()[:-1000]
+        (tmp_path / file.name).write_bytes(cut)
+
+    with pytest.raises(LoadFailedError, match=str(tmp_path)):
+        await Desk().open(replace(options, path=tmp_path))
+
+
+async def test_too_little_memory_for_keys_and_values_fails_with_the_numbers(options: LoadOptions) -> None:
+    with pytest.raises(LoadFailedError, match="1000 bytes for keys and values hold no page of"):
+        await Desk().open(replace(options, kv_bytes=1000))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def _be_a_parent(path: str) -> None:
+    """Start a cluster, name its process, and wait to be killed."""
+    options = LoadOptions(Path(path), "cpu", "float32", 2**24, 8, 8, 64, 1)
+    desk = await Desk().open(options)
+    sys.stdout.write(f"{desk.cluster.pids[0]}\n")
+    sys.stdout.flush()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_be_a_parent(sys.argv[1]))

@@ -1,0 +1,102 @@
+"""What a row's logits do not depend on: how it is cut, its company, and where its pages are."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from builders.checkpoints import write_llama
+from builders.models import load_quietly, logits_at_each, pool, random_tokens
+from cortex_neuron.model.batch import PAGE, Batch, Row
+from cortex_neuron.model.causal import CausalModel
+from cortex_neuron.model.dense import Layer
+from cortex_neuron.model.kv import KvPool
+from cortex_neuron.model.spec import read_spec
+from torch import Tensor
+
+LENGTH = 200
+TOKENS = random_tokens(LENGTH)
+EXACT = {"atol": 2e-5, "rtol": 0.0}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> CausalModel:
+    return load_quietly(write_llama(tmp_path_factory.mktemp("llama")))
+
+
+@pytest.fixture(scope="module")
+def whole(model: CausalModel) -> Tensor:
+    """The logits after all TOKENS, computed in one step."""
+    logits: Tensor = model(Batch.of([(TOKENS, 0, (1, 2, 3, 4))]), pool(model))
+    return logits
+
+
+def _chunked(model: CausalModel, cuts: list[int], pages: tuple[int, ...]) -> Iterator[Tensor]:
+    kv = pool(model)
+    for start, stop in zip([0, *cuts], [*cuts, LENGTH], strict=True):
+        yield model(Batch.of([(TOKENS[start:stop], start, pages)]), kv)
+
+
+@pytest.mark.parametrize("cuts", [[64], [63], [65, 66], [1], [199], [50, 64, 128, 130]], ids=str)
+@pytest.mark.parametrize("pages", [(1, 2, 3, 4), (9, 3, 4, 7), (4, 3, 2, 1)], ids=str)
+def test_chunks_on_any_pages_equal_the_whole_prompt(
+    model: CausalModel, whole: Tensor, cuts: list[int], pages: tuple[int, ...]
+) -> None:
+    *_, last = _chunked(model, cuts, pages)
+
+    torch.testing.assert_close(last, whole, **EXACT)
+
+
+def test_pages_held_for_later_change_nothing(model: CausalModel, whole: Tensor) -> None:
+    logits = model(Batch.of([(TOKENS, 0, (1, 2, 3, 4, 20, 7))]), pool(model))
+
+    torch.testing.assert_close(logits, whole, **EXACT)
+
+
+def test_rows_of_a_mixed_batch_equal_each_row_alone(model: CausalModel) -> None:
+    a, b, c = random_tokens(70, seed=1), random_tokens(90, seed=2), random_tokens(30, seed=3)
+    kv = pool(model)
+    model(Batch.of([(a[:69], 0, (8, 5)), (b[:40], 0, (2,))]), kv)
+
+    # One row decodes, one goes on with its prompt, one begins.
+    mixed = model(Batch.of([(a[69:], 69, (8, 5)), (b[40:], 40, (2, 3)), (c, 0, (6,))]), kv)
+
+    alone = torch.cat([logits_at_each(model, tokens)[-1:] for tokens in (a, b, c)])
+    torch.testing.assert_close(mixed, alone, **EXACT)
+
+
+def test_decoding_rows_together_equals_each_row_alone(model: CausalModel) -> None:
+    prompts = [random_tokens(num, seed=num) for num in (1, 63, 64, 65, 128)]
+    pages = [(1,), (2,), (4, 9), (5, 6), (12, 10, 11)]
+    kv = pool(model)
+    model(Batch.of([(p, 0, at) for p, at in zip(prompts, pages, strict=True)]), kv)
+
+    together = model(Batch.of([([7], len(p), at) for p, at in zip(prompts, pages, strict=True)]), kv)
+
+    alone = torch.cat([logits_at_each(model, [*p, 7])[-1:] for p in prompts])
+    torch.testing.assert_close(together, alone, **EXACT)
+
+
+def test_a_batch_knows_where_each_token_goes() -> None:
+    batch = Batch.of([([10, 11, 12], PAGE - 2, (3, 8, 5)), ([13], 0, (4,))])
+
+    assert batch.tokens_T.tolist() == [10, 11, 12, 13]
+    assert batch.positions_T.tolist() == [PAGE - 2, PAGE - 1, PAGE, 0]
+    assert batch.slots_T.tolist() == [4 * PAGE - 2, 4 * PAGE - 1, 8 * PAGE, 4 * PAGE]
+    assert batch.ends_R.tolist() == [2, 3]
+    assert batch.rows == (Row(0, 3, PAGE - 2, (3, 8)), Row(3, 4, 0, (4,)))
+    assert [row.length for row in batch.rows] == [PAGE + 1, 1]
+
+
+def test_nothing_of_the_plain_path_is_tied_to_the_cpu(tmp_path: Path) -> None:
+    # The device "meta" computes shapes alone, and refuses to meet tensors of another device.
+    spec = read_spec(write_llama(tmp_path))
+    model = CausalModel(spec, Layer, partial(torch.empty, dtype=torch.bfloat16, device="meta"))
+    kv = KvPool(spec, num_pages=9, dtype=torch.bfloat16, device="meta")
+    batch = Batch.of([([1], 70, (5, 3)), ([1] * 40, 30, (1, 2)), ([1] * 9, 0, (4,))], device="meta")
+
+    logits = model(batch, kv)
+
+    assert logits.device.type == "meta"
+    assert logits.shape == (3, spec.vocab_size)

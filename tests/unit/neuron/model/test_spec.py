@@ -1,0 +1,208 @@
+"""What is known of a model before it is loaded, and what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from builders.checkpoints import write_gguf, write_llama, write_qwen3
+from builders.models import load_quietly, smollm2
+from cortex_neuron.model.kv import KvPool
+from cortex_neuron.model.rope import Rope
+from cortex_neuron.model.spec import Step, footprint, kv_page_bytes, read_spec
+from cortex_proto.errors import LoadFailedError
+
+
+def _edit(path: Path, **changes: Any) -> Path:
+    """Change keys of the config of the checkpoint at `path`; None removes one."""
+    file = path / "config.json"
+    config = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return path
+
+
+def test_the_spec_of_a_directory(tmp_path: Path) -> None:
+    spec = read_spec(write_llama(tmp_path, rope_parameters={"rope_type": "default", "rope_theta": 5000.0}))
+
+    assert (spec.architecture, spec.num_layers, spec.dim, spec.intermediate_dim) == ("llama", 3, 64, 128)
+    assert (spec.num_heads, spec.num_kv_heads, spec.head_dim) == (4, 2, 16)
+    assert (spec.vocab_size, spec.context, spec.tied) == (512, 1024, False)
+    assert spec.rope == Rope(5000.0)
+
+
+def test_the_spec_of_a_gguf_file() -> None:
+    spec = read_spec(smollm2())
+
+    assert (spec.architecture, spec.num_layers, spec.dim, spec.intermediate_dim) == ("llama", 30, 576, 1536)
+    assert (spec.num_heads, spec.num_kv_heads, spec.head_dim) == (9, 3, 64)
+    assert (spec.vocab_size, spec.context, spec.tied) == (49152, 8192, True)
+    assert spec.rope == Rope(100_000.0)
+    assert spec.rms_norm_eps == pytest.approx(1e-5)
+    assert spec.eos_ids == (2,)
+    assert spec.num_parameters == 134_515_008
+
+
+def test_a_directory_and_its_gguf_file_have_the_same_spec(tmp_path: Path) -> None:
+    directory = write_llama(tmp_path / "hf", attention_bias=True)
+    _edit(directory, eos_token_id=[2, 7])
+
+    (directory / "generation_config.json").unlink()
+    from_gguf = read_spec(write_gguf(tmp_path / "m.gguf", directory))
+
+    from_directory = read_spec(directory)
+    assert from_gguf.rms_norm_eps == pytest.approx(from_directory.rms_norm_eps)
+    for name in (
+        "num_layers",
+        "head_dim",
+        "qkv_bias",
+        "rope",
+        "tied",
+        "num_parameters",
+        "context",
+        "eos_ids",
+    ):
+        assert getattr(from_gguf, name) == getattr(from_directory, name), name
+
+
+def test_the_old_spelling_of_rope_is_understood(tmp_path: Path) -> None:
+    path = _edit(
+        write_llama(tmp_path),
+        rope_parameters=None,
+        rope_theta=500_000,
+        rope_scaling={"type": "linear", "factor": 2},
+    )
+
+    assert read_spec(path).rope == Rope(500_000.0, (2.0,) * 8)
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [(None, (2,)), ({"eos_token_id": 5}, (5,)), ({"eos_token_id": [5, 9]}, (5, 9)), ({"top_k": 1}, (2,))],
+    ids=str,
+)
+def test_the_generation_config_says_first_what_ends_an_answer(
+    tmp_path: Path, generation: dict[str, Any] | None, expected: tuple[int, ...]
+) -> None:
+    path = write_llama(tmp_path)
+    file = path / "generation_config.json"
+    file.unlink(missing_ok=True)
+    if generation is not None:
+        file.write_text(json.dumps(generation))
+
+    assert read_spec(path).eos_ids == expected
+
+
+def test_a_head_that_is_absent_is_the_embedding(tmp_path: Path) -> None:
+    path = _edit(write_llama(tmp_path, tie_word_embeddings=True), tie_word_embeddings=False)
+
+    assert read_spec(path).tied
+
+
+@pytest.mark.parametrize(
+    ("changes", "because"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: llama, qwen2, qwen3"),
+        ({"model_type": None}, "model_type None is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: silu"),
+        ({"quantization_config": {"bits": 4}}, "quantised safetensors are not supported"),
+        ({"use_sliding_window": True}, "sliding-window attention is not supported"),
+        (
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "'yarn' is not supported; supported: default, linear, llama3",
+        ),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotates 0.5 of each head"),
+        ({"num_key_value_heads": 3}, "4 heads cannot share 3 kv heads"),
+        ({"hidden_size": None}, "missing required field `hidden_size`"),
+        ({"num_hidden_layers": "three"}, "num_hidden_layers"),
+    ],
+    ids=str,
+)
+def test_what_cannot_run_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], because: str) -> None:
+    path = _edit(write_llama(tmp_path), **changes)
+
+    with pytest.raises(LoadFailedError, match=because) as refused:
+        read_spec(path)
+
+    assert str(path) in str(refused.value)
+
+
+def test_a_model_of_another_kind_is_refused_before_its_weights_are_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+
+    with pytest.raises(LoadFailedError, match="'mamba' is not supported"):
+        read_spec(tmp_path)
+
+
+def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "model")
+    (path / "model.safetensors").unlink()
+
+    with pytest.raises(LoadFailedError, match="neither a model directory nor a .gguf file"):
+        read_spec(tmp_path / "nowhere")
+    with pytest.raises(
+        LoadFailedError, match="has neither model.safetensors nor model.safetensors.index.json"
+    ):
+        read_spec(path)
+    with pytest.raises(LoadFailedError, match="cannot read .*config.json"):
+        read_spec(tmp_path)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 3, 30, 500])
+def test_a_torn_gguf_header_is_refused(tmp_path: Path, kept_bytes: int) -> None:
+    whole = write_gguf(tmp_path / "m.gguf", write_llama(tmp_path / "hf"))
+    torn = tmp_path / "torn.gguf"
+    torn.write_bytes(whole.read_bytes()[:kept_bytes])
+
+    with pytest.raises(LoadFailedError, match="cannot read .*torn.gguf as GGUF"):
+        read_spec(torn)
+
+
+def test_reading_a_spec_does_not_import_torch() -> None:
+    program = "import sys, cortex_neuron.model.spec; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_footprint_covers_the_weights_that_are_held(tmp_path: Path, tied: bool) -> None:
+    path = write_llama(tmp_path, tie_word_embeddings=tied)
+    spec = read_spec(path)
+    model = load_quietly(path)
+
+    booked = footprint(spec, "float32", kv_bytes=1000)
+
+    packed = sum(p.numel() for linear in model.linears() for p in [linear.form.packed])  # type: ignore[attr-defined]
+    assert booked.weight_bytes == 4 * (packed + sum(p.numel() for p in model.parameters()))
+    assert booked.total_bytes == 1000 + booked.weight_bytes + booked.workspace_bytes + booked.process_bytes
+
+
+def test_a_gpu_holds_a_tied_table_once_and_no_process() -> None:
+    spec = read_spec(smollm2())
+
+    on_gpu = footprint(spec, "bfloat16", kv_bytes=0, device="cuda")
+
+    assert on_gpu.weight_bytes == 2 * 134_515_008
+    assert on_gpu.process_bytes == 0
+
+
+def test_a_bigger_step_needs_more_workspace() -> None:
+    spec = read_spec(smollm2())
+
+    small, big = (
+        footprint(spec, "float32", kv_bytes=0, step=Step(max_batch=num, prefill_tokens=64)).workspace_bytes
+        for num in (1, 32)
+    )
+
+    assert big - small >= 31 * spec.vocab_size * 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_page_is_as_big_as_is_said(tmp_path: Path, dtype: str) -> None:
+    spec = read_spec(write_qwen3(tmp_path))
+
+    kv = KvPool(spec, num_pages=5, dtype=getattr(torch, dtype))
+
+    assert 5 * kv_page_bytes(spec, dtype) == kv.k.nbytes + kv.v.nbytes

@@ -67,7 +67,7 @@ def write_gguf(
     path: Path, directory: Path, *, quantisation: str = "F32", rope_factors: tuple[float, ...] = ()
 ) -> Path:
     """Convert a Llama's `directory` to the GGUF file `path`, as llama.cpp's converter would."""
-    config = LlamaConfig.from_pretrained(directory)
+    config: Any = LlamaConfig.from_pretrained(directory)
     kind = GGMLQuantizationType[quantisation]
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
     writer = GGUFWriter(path, "llama")
@@ -77,7 +77,7 @@ def write_gguf(
     for name, tensor in load_file(directory / "model.safetensors").items():
         values = _permuted(name, tensor.numpy(), config)
         stored = kind if values.ndim == 2 else GGMLQuantizationType.F32
-        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        gguf_name = str(names.get_name(name, try_suffixes=(".weight", ".bias")))
         writer.add_tensor(gguf_name, quants.quantize(values, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -86,7 +86,7 @@ def write_gguf(
     return path
 
 
-def _add_settings(writer: GGUFWriter, config: LlamaConfig) -> None:
+def _add_settings(writer: GGUFWriter, config: Any) -> None:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -102,7 +102,7 @@ def _add_settings(writer: GGUFWriter, config: LlamaConfig) -> None:
     writer.add_eot_token_id(7)
 
 
-def _permuted(name: str, values: np.ndarray, config: LlamaConfig) -> np.ndarray:
+def _permuted(name: str, values: np.ndarray, config: Any) -> np.ndarray:
     """Reorder the rows of q and k. Source: `LlamaModel.permute`, llama.cpp's convert_hf_to_gguf.py."""
     if ".q_proj." in name:
         heads = config.num_attention_heads

@@ -15,7 +15,7 @@ from cortex_kit.telemetry import Telemetry
 from cortex_proto import subjects
 from cortex_proto.catalogue import Model
 from cortex_proto.ids import ModelId
-from cortex_proto.placement import Ensure, EnsureReply, FleetStatus, Pending, Placed
+from cortex_proto.placement import AskStatus, Ensure, EnsureReply, FleetStatus, Pending, Placed
 from cortex_scheduler.service import scheduler
 
 ASK_S = 5.0
@@ -55,7 +55,7 @@ async def ensure_placed(bus: Bus, model: Model) -> Placed:
 
 async def status(bus: Bus) -> FleetStatus:
     """Ask how things stand."""
-    reply: FleetStatus = await bus.ask(subjects.STATUS, subjects.AskStatus(), timeout_s=ASK_S)
+    reply: FleetStatus = await bus.ask(subjects.STATUS, AskStatus(), timeout_s=ASK_S)
     return reply
 
 

@@ -17,7 +17,7 @@ BUSY = Ready(running=1, waiting=0, max_waiting=128, idle_s=0.0, context=2048)
 
 
 class ScriptedNode:
-    """One device of `total_mib`; a model takes its size in `sizes_mib`, or is refused in the words of `refusals`.
+    """One device of `total_mib`; a model takes its size in `sizes_mib`, or is refused as `refusals` says.
 
     It keeps the rules of a real neuron: it converges to the newest document, frees before it loads, ignores a
     lower epoch, keeps a refusal while the model is wanted, and reports every change at once.
@@ -47,6 +47,7 @@ class ScriptedNode:
         self._wanted: tuple[Model, ...] = ()
         self._changed = asyncio.Condition()
         self._hearing: Subscription | None = None
+        self._has_left = False
 
     async def start(self) -> "ScriptedNode":
         """Hear, read, report."""
@@ -59,13 +60,19 @@ class ScriptedNode:
 
     async def report(self) -> None:
         """Say how everything stands."""
-        await self._kv.put(subjects.node(self.id), self.node())
+        if not self._has_left:
+            await self._kv.put(subjects.node(self.id), self.node())
 
     async def leave(self) -> None:
         """Say goodbye, and hear no more."""
+        self._has_left = True
+        await self.go_deaf()
+        await self._kv.delete(subjects.node(self.id))
+
+    async def go_deaf(self) -> None:
+        """Hear no more of what it should hold."""
         assert self._hearing is not None
         await self._hearing.stop()
-        await self._kv.delete(subjects.node(self.id))
 
     async def become(self, model: ModelId, state: ReplicaState) -> None:
         """Let a replica stand like this; what was wanted meanwhile may now be possible."""
@@ -102,6 +109,7 @@ class ScriptedNode:
             self.heard.append(desired)
             self._changed.notify_all()
         await self._converge()
+        await self.report()
 
     async def _converge(self) -> None:
         wanted = self.wanted()

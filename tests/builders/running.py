@@ -18,7 +18,8 @@ from cortex_cli.ports import free_ports
 
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 60.0
-RUN_LIMIT_S = 60.0
+RUN_LIMIT_S = 90.0
+ASK_LIMIT_S = 90.0
 CHILDREN = ("nats", "scheduler", "evictor", "metrics", "gateway", "neuron")
 
 
@@ -134,6 +135,20 @@ class Cortex:
             return httpx.get(url, timeout=5.0, trust_env=False).is_success
         except httpx.HTTPError:
             return False
+
+    def ask(self, prompt: str, **fields: Any) -> str:
+        """Ask the demo model and return its answer, a short one unless `fields` say otherwise."""
+        body = {
+            "model": "smollm2",
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": 4,
+            **fields,
+        }
+        response = httpx.post(
+            f"{self.url}/v1/chat/completions", json=body, timeout=ASK_LIMIT_S, trust_env=False
+        )
+        response.raise_for_status()
+        return str(response.json()["choices"][0]["message"]["content"])
 
     def child(self, name: str) -> psutil.Process | None:
         """Return the process that runs as `name` now, past its start as a tether."""

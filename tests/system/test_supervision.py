@@ -33,6 +33,8 @@ def test_a_killed_child_comes_back_and_the_system_is_ready_again(battered: Corte
     battered.wait_event("died", after=seen, program=name, how="SIGKILL")
     second = battered.wait(lambda: battered.child(name), what=f"{name} runs again")
     assert second.pid != first.pid
+    if name != "nats":
+        battered.wait_event("ready", after=seen, service=name)
     battered.wait_ready()
 
 
@@ -40,6 +42,7 @@ def test_after_ctrl_c_it_exits_well_in_order_and_nothing_is_left(cortex_factory:
     one = cortex_factory()
     one.start()
     one.wait_ready()
+    one.ask("Say hello.")
     everything = one.children()
 
     code = one.stop()
@@ -65,7 +68,9 @@ def test_when_the_supervisor_is_killed_nothing_outlives_it(cortex_factory: Corte
     one = cortex_factory()
     one.start()
     one.wait_ready()
+    one.ask("Say hello.")
     everything = one.children()
+    assert len(everything) > len(CHILDREN), "the model's rank is a process too"
 
     os.kill(one.pid, signal.SIGKILL)
 

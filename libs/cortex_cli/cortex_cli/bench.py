@@ -7,6 +7,7 @@ the machine with what it measures, so it does as little as it can for each piece
 import argparse
 import asyncio
 import itertools
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Plan:
     max_tokens: int
     prompt_tokens: int
     requests: int | None
-    """None: twice the concurrency, at least 4."""
+    """At least one for each stream; None: twice the concurrency, at least 4."""
     duration_s: float | None
 
     def body(self, number: int) -> dict[str, object]:
@@ -126,11 +127,7 @@ async def _level(
     """Keep `concurrency` requests going until all have been made, or the time is up."""
     started_s = time.perf_counter()
     samples: list[Sample] = []
-    left = (
-        itertools.repeat(None)
-        if plan.duration_s
-        else itertools.repeat(None, plan.requests or max(4, 2 * concurrency))
-    )
+    left = iter(range(_num_requests(plan, concurrency)))
 
     async def stream() -> None:
         for _ in left:
@@ -140,6 +137,12 @@ async def _level(
 
     await asyncio.gather(*(stream() for _ in range(concurrency)))
     return samples, time.perf_counter() - started_s
+
+
+def _num_requests(plan: Plan, concurrency: int) -> int:
+    if plan.duration_s is not None:
+        return sys.maxsize
+    return max(plan.requests or max(4, 2 * concurrency), concurrency)
 
 
 async def _sample(http: httpx.AsyncClient, body: dict[str, object]) -> Sample:

@@ -14,7 +14,7 @@ import structlog
 from cortex_kit.bus import Subscription
 from cortex_kit.service import Context
 from cortex_proto import subjects
-from cortex_proto.errors import CortexError
+from cortex_proto.errors import CortexError, UnavailableError
 from cortex_proto.fleet import Node, Replica
 from cortex_proto.ids import ModelId, NodeId
 from cortex_proto.placement import (
@@ -58,11 +58,13 @@ async def scheduler(context: Context) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(office.own()), group.create_task(office.tick())]
             answering = await office.answer()
-            yield
-            for subscription in answering:
-                await subscription.stop()
-            for task in running:
-                task.cancel()
+            try:
+                yield
+            finally:
+                for subscription in answering:
+                    await subscription.stop()
+                for task in running:
+                    task.cancel()
     except* DeposedError as deposed:
         raise deposed.exceptions[0] from None
 
@@ -109,15 +111,21 @@ class Scheduler:
         Raises:
             DeposedError: another scheduler took office.
         """
-        while True:
-            work = await self._inbox.get()
-            try:
-                await work()
-            except DeposedError as error:
-                log.error("deposed", because=str(error))  # noqa: TRY400 - no bug, so no traceback
-                raise
-            except CortexError as error:
-                log.warning("put_off", because=str(error))
+        try:
+            while True:
+                work = await self._inbox.get()
+                try:
+                    await work()
+                except DeposedError:
+                    raise
+                except CortexError as error:
+                    log.warning("put_off", because=str(error))
+        except DeposedError as error:
+            log.error("deposed", because=str(error))  # noqa: TRY400 - no bug, so no traceback
+            raise
+        finally:
+            for turn in self._asked.values():
+                turn.set_result(UnavailableError("this scheduler has left"))
 
     async def tick(self) -> None:
         """Look around once a second, for ever, and at once."""

@@ -28,7 +28,9 @@ async def start_node(bus: Bus, name: NodeId = A, **options: object) -> ScriptedN
     return await ScriptedNode(bus, name, sizes_mib=SIZES, **options).start()  # type: ignore[arg-type]
 
 
-async def test_a_hundred_who_ask_at_once_get_one_load(bus_factory: BusFactory, bus: Bus, tmp_path: Path) -> None:
+async def test_a_hundred_who_ask_at_once_get_one_load(
+    bus_factory: BusFactory, bus: Bus, tmp_path: Path
+) -> None:
     async with scheduling(await bus_factory("scheduler"), tmp_path, X):
         a, b = await start_node(bus, A), await start_node(bus, B)
 
@@ -77,7 +79,7 @@ async def test_a_pinned_model_stays_and_the_numbers_say_why(
         await ensure_placed(bus, pinned)
         await node.until(lambda n: n.ready() == [X.id])
 
-        with pytest.raises(NoRoomError, match="needs 600 MiB .* 400 MiB are free, 0 MiB may be evicted"):
+        with pytest.raises(NoRoomError, match=r"needs 600 MiB .* 400 MiB are free, 0 MiB may be evicted"):
             await ensure(bus, Y)
 
         assert node.ready() == [X.id]
@@ -107,7 +109,9 @@ async def test_without_an_evictor_it_waits(bus_factory: BusFactory, bus: Bus, tm
         assert await ensure(bus, Y) == Pending("the evictor does not answer")
 
 
-async def test_a_node_that_refuses_teaches_the_size(bus_factory: BusFactory, bus: Bus, tmp_path: Path) -> None:
+async def test_a_node_that_refuses_teaches_the_size(
+    bus_factory: BusFactory, bus: Bus, tmp_path: Path
+) -> None:
     eviction = evicting(await bus_factory("evictor"))
     async with scheduling(await bus_factory("scheduler"), tmp_path, X, UNSIZED), eviction:
         node = await start_node(bus)

@@ -13,9 +13,9 @@ from cortex_kit.bus import Bus
 from cortex_kit.kv import Kv
 from cortex_proto import subjects
 from cortex_proto.catalogue import Model
-from cortex_proto.errors import BusError
+from cortex_proto.errors import BusError, UnavailableError
 from cortex_proto.ids import ModelId
-from cortex_proto.placement import Placed
+from cortex_proto.placement import Desired, Epoch, Placed
 from cortex_scheduler.books import DeposedError
 
 X, Y = model("org/x", mib=300), model("org/y", mib=300)
@@ -57,23 +57,49 @@ async def test_a_restart_raises_the_epoch_and_keeps_what_should_run(
 async def test_a_second_scheduler_puts_the_first_out_of_office(
     bus_factory: BusFactory, bus: Bus, tmp_path: Path
 ) -> None:
-    first_office = scheduling(await bus_factory("scheduler"), tmp_path, X, Y)
-    await first_office.__aenter__()
+    in_office = asyncio.Event()
+    first = asyncio.create_task(hold_office(await bus_factory("scheduler"), tmp_path, in_office))
+    await asyncio.wait_for(in_office.wait(), WAIT_S)
     node = await loaded_node(bus, X)
 
     async with scheduling(await bus_factory("scheduler"), tmp_path, X, Y):
-        await node.until(lambda n: n.epoch == 2)
         with pytest.raises(DeposedError, match="epoch 2 took office; ours is 1"):
-            await _until_it_ends(first_office)
-        placed = await ensure_placed(bus, Y)
+            await asyncio.wait_for(first, WAIT_S)
+        await ensure_placed(bus, Y)
         await node.until(lambda n: n.ready() == [X.id, Y.id])
 
-    assert placed.node == A
     assert [d.epoch for d in node.heard] == sorted(d.epoch for d in node.heard)
+    assert node.epoch == 2
 
 
-async def _until_it_ends(office: object) -> None:
-    raise NotImplementedError
+async def hold_office(bus: Bus, folder: Path, in_office: asyncio.Event) -> None:
+    """Run a scheduler until it is deposed."""
+    async with scheduling(bus, folder, X, Y):
+        in_office.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_deposed_scheduler_cannot_decide(bus_factory: BusFactory, bus: Bus, tmp_path: Path) -> None:
+    """Even before it has heard of the other: its write fails, and it goes."""
+    in_office = asyncio.Event()
+    first = asyncio.create_task(hold_office(await bus_factory("scheduler"), tmp_path, in_office))
+    await asyncio.wait_for(in_office.wait(), WAIT_S)
+    await (await loaded_node(bus, X)).go_deaf()
+    kv = Kv(bus)
+    meta, document = await kv.get(subjects.EPOCH), await kv.get(subjects.desired(A))
+    assert meta is not None
+    assert document is not None
+    await kv.update(subjects.EPOCH, Epoch(7), revision=meta.revision)
+    rival = await kv.update(subjects.desired(A), Desired(A, 7), revision=document.revision)
+
+    with pytest.raises(UnavailableError, match="epoch 7 took office"):
+        await ensure(bus, Y)
+    with pytest.raises(DeposedError):
+        await asyncio.wait_for(first, WAIT_S)
+
+    after = await kv.get(subjects.desired(A))
+    assert after is not None
+    assert after.revision == rival
 
 
 async def test_a_model_that_left_the_catalogue_leaves_its_node(

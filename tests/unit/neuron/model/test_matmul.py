@@ -15,15 +15,15 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("num_rows", [1, 8, 33])
 @pytest.mark.parametrize("bias", [True, False])
-def test_packed_equals_plain(dtype: torch.dtype, num_rows: int, bias: bool) -> None:
+def test_packed_equals_plain(dtype: torch.dtype, num_rows: int, *, bias: bool) -> None:
     assert can_pack(dtype, CPU)
-    weight_OI = torch.randn(70, 48).to(dtype)
-    bias_O = torch.randn(70).to(dtype) if bias else None
-    x_TI = torch.randn(num_rows, 48).to(dtype)
+    weight = torch.randn(70, 48).to(dtype)
+    addend = torch.randn(70).to(dtype) if bias else None
+    x = torch.randn(num_rows, 48).to(dtype)
 
-    y_TO = Packed(weight_OI, bias_O)(x_TI)
+    y = Packed(weight, addend)(x)
 
-    torch.testing.assert_close(y_TO, Plain(weight_OI, bias_O)(x_TI), atol=1e-5, rtol=1e-2)
+    torch.testing.assert_close(y, Plain(weight, addend)(x), atol=1e-5, rtol=1e-2)
 
 
 def test_only_the_cpu_packs() -> None:

@@ -99,7 +99,7 @@ def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(tmp_path: Path) -> 
     tokens = random_tokens(100)
     oracle = reference(path)
     exact = reference_logits(oracle, tokens)
-    theirs = reference_logits(oracle.to(torch.bfloat16), tokens)
+    theirs = reference_logits(oracle.bfloat16(), tokens)
 
     ours = logits_at_each(load_quietly(path, torch.bfloat16), tokens)
 

@@ -54,26 +54,14 @@ def test_a_directory_and_its_gguf_file_have_the_same_spec(tmp_path: Path) -> Non
 
     from_directory = read_spec(directory)
     assert from_gguf.rms_norm_eps == pytest.approx(from_directory.rms_norm_eps)
-    for name in (
-        "num_layers",
-        "head_dim",
-        "qkv_bias",
-        "rope",
-        "tied",
-        "num_parameters",
-        "context",
-        "eos_ids",
-    ):
+    same = ("num_layers", "head_dim", "qkv_bias", "rope", "tied", "num_parameters", "context", "eos_ids")
+    for name in same:
         assert getattr(from_gguf, name) == getattr(from_directory, name), name
 
 
 def test_the_old_spelling_of_rope_is_understood(tmp_path: Path) -> None:
-    path = _edit(
-        write_llama(tmp_path),
-        rope_parameters=None,
-        rope_theta=500_000,
-        rope_scaling={"type": "linear", "factor": 2},
-    )
+    scaling = {"type": "linear", "factor": 2}
+    path = _edit(write_llama(tmp_path), rope_parameters=None, rope_theta=500_000, rope_scaling=scaling)
 
     assert read_spec(path).rope == Rope(500_000.0, (2.0,) * 8)
 
@@ -140,13 +128,11 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     path = write_llama(tmp_path / "model")
     (path / "model.safetensors").unlink()
 
-    with pytest.raises(LoadFailedError, match="neither a model directory nor a .gguf file"):
+    with pytest.raises(LoadFailedError, match=r"neither a model directory nor a \.gguf file"):
         read_spec(tmp_path / "nowhere")
-    with pytest.raises(
-        LoadFailedError, match="has neither model.safetensors nor model.safetensors.index.json"
-    ):
+    with pytest.raises(LoadFailedError, match=r"has neither model\.safetensors nor"):
         read_spec(path)
-    with pytest.raises(LoadFailedError, match="cannot read .*config.json"):
+    with pytest.raises(LoadFailedError, match=r"cannot read .*config\.json"):
         read_spec(tmp_path)
 
 
@@ -156,7 +142,7 @@ def test_a_torn_gguf_header_is_refused(tmp_path: Path, kept_bytes: int) -> None:
     torn = tmp_path / "torn.gguf"
     torn.write_bytes(whole.read_bytes()[:kept_bytes])
 
-    with pytest.raises(LoadFailedError, match="cannot read .*torn.gguf as GGUF"):
+    with pytest.raises(LoadFailedError, match=r"cannot read .*torn\.gguf as GGUF"):
         read_spec(torn)
 
 
@@ -167,7 +153,7 @@ def test_reading_a_spec_does_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_footprint_covers_the_weights_that_are_held(tmp_path: Path, tied: bool) -> None:
+def test_the_footprint_covers_the_weights_that_are_held(tmp_path: Path, *, tied: bool) -> None:
     path = write_llama(tmp_path, tie_word_embeddings=tied)
     spec = read_spec(path)
     model = load_quietly(path)

@@ -1,0 +1,125 @@
+"""Requests against a loaded model, over the bus."""
+
+import asyncio
+
+from builders.neuron import NODE, Gateway, MakeGateway, Start, Watch
+from cortex_neuron.streams import Limits
+from cortex_proto.errors import BadRequestError, ContextLengthError, Failed, UnavailableError
+from cortex_proto.fleet import Ready
+from cortex_proto.generation import Accepted, Chat, ChatTurn, Finished, Text, TextDelta
+from cortex_proto.generation import Limits as StopLimits
+from cortex_proto.ids import ModelId
+
+TINY = ModelId("tiny")
+SHORT = StopLimits(max_tokens=12, ignore_eos=True)
+ENDLESS = StopLimits(ignore_eos=True)
+
+
+async def ready(start: Start, limits: Limits | None = None) -> Watch:
+    watch = await start(limits)
+    await watch.want(watch.model())
+    await watch.until(Ready)
+    return watch
+
+
+async def said(gateway: Gateway, **fields: object) -> tuple[str, Finished]:
+    """Generate, and return the whole text and how it ended."""
+    stream = await gateway.generate(TINY, **fields)
+    first, *pieces, last = await gateway.deltas_of(stream, until=Finished)
+    assert first == Accepted(NODE)
+    assert isinstance(last, Finished)
+    return "".join(p.text for p in pieces if isinstance(p, TextDelta)), last
+
+
+async def test_an_answer_comes_whole_and_in_order(start: Start, make_gateway: MakeGateway) -> None:
+    await ready(start)
+    gateway = await make_gateway()
+
+    text, last = await said(gateway, limits=SHORT)
+
+    assert text
+    assert (last.reason, last.stop) == ("length", None)
+    assert last.usage.output_tokens == 12
+    assert last.usage.prompt_tokens > 0
+
+    stop = text[len(text) // 2 :]
+    cut, stopped = await said(gateway, limits=StopLimits(max_tokens=12, ignore_eos=True, stop=(stop,)))
+    assert cut == text[: text.index(stop)]
+    assert (stopped.reason, stopped.stop) == ("stop", stop)
+
+    chat = Chat((ChatTurn("user", "the cat"),))
+    _, rendered = await said(gateway, prompt=chat, limits=SHORT)
+    assert rendered.usage.prompt_tokens > last.usage.prompt_tokens
+
+    any_text, _ = await said(gateway, to=None, limits=SHORT)
+    assert any_text == text
+
+
+async def test_two_gateways_get_their_own_frames(start: Start, make_gateway: MakeGateway) -> None:
+    await ready(start)
+    gateways = [await make_gateway() for _ in range(2)]
+
+    answers = await asyncio.gather(*(said(g, limits=SHORT) for g in gateways for _ in range(4)))
+
+    assert len({text for text, _ in answers}) == 1
+    assert [len(g.deltas) for g in gateways] == [4, 4]
+
+
+async def test_what_cannot_be_served_fails_at_once(start: Start, make_gateway: MakeGateway) -> None:
+    await ready(start)
+    gateway = await make_gateway()
+
+    async def failure(**fields: object) -> Failed:
+        stream = await gateway.generate(**({"model": TINY} | fields))
+        failed = (await gateway.deltas_of(stream, until=Failed))[-1]
+        assert isinstance(failed, Failed)
+        return failed
+
+    elsewhere = await failure(model=ModelId("other"))
+    assert (elsewhere.code, elsewhere.retryable) == (UnavailableError.code, True)
+    assert elsewhere.message == "model 'other' is not loaded on node test-node"
+    too_long = await failure(prompt=Text("cat " * 3000))
+    assert too_long.code == ContextLengthError.code
+    assert "maximum context length is 1024 tokens" in too_long.message
+    tool = await failure(prompt=Chat((ChatTurn("tool", "42"),)))
+    assert tool.code == BadRequestError.code
+    late = await failure(budget_ms=0, limits=ENDLESS)
+    assert (late.message, late.retryable) == ("the time of the request was up", False)
+
+
+async def test_a_cancelled_stream_frees_its_place(start: Start, make_gateway: MakeGateway) -> None:
+    watch = await ready(start)
+    gateway = await make_gateway()
+    stream = await gateway.generate(TINY, limits=ENDLESS)
+    await gateway.deltas_of(stream, until=TextDelta)
+
+    await gateway.cancel(stream)
+    held = await gateway.lease(stream)
+
+    assert held.sent == {stream: len(gateway.deltas[stream])}
+    report = await watch.until(Ready)
+    assert isinstance(report.state, Ready)
+    assert (report.state.running, report.state.waiting) == (0, 0)
+    assert (await gateway.lease(stream)).sent == held.sent
+
+
+async def test_a_lease_counts_the_frames_sent_before_it(start: Start, make_gateway: MakeGateway) -> None:
+    await ready(start)
+    gateway = await make_gateway()
+    stream = await gateway.generate(TINY, limits=ENDLESS)
+    await gateway.deltas_of(stream, until=TextDelta)
+
+    held = await gateway.lease(stream)
+
+    assert 0 < held.sent[stream] <= len(gateway.deltas[stream])
+    await gateway.cancel(stream)
+
+
+async def test_a_stream_whose_gateway_is_gone_is_reaped(start: Start, make_gateway: MakeGateway) -> None:
+    await ready(start, Limits(lease_s=0.2))
+    gateway = await make_gateway()
+    stream = await gateway.generate(TINY, limits=ENDLESS)
+
+    deltas = await gateway.deltas_of(stream, until=Failed)
+
+    assert deltas[-1] == Failed(UnavailableError.code, "its gateway asked for it no more", retryable=False)

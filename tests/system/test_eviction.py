@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 from system.conftest import Cortex, CortexFactory
-from system.test_failures import ask, entry, write_model
+from system.tiny import ask, entry, write_model
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 

@@ -77,7 +77,8 @@ def test_an_unknown_model_is_a_typed_404(client: openai.OpenAI) -> None:
 def test_a_seed_makes_a_random_answer_repeatable(client: openai.OpenAI) -> None:
     def draw(seed: int) -> str | None:
         asked = {**greedy(QUESTIONS[3]), "temperature": 1.5, "seed": seed}
-        return client.chat.completions.create(**asked).choices[0].message.content
+        answer: str | None = client.chat.completions.create(**asked).choices[0].message.content
+        return answer
 
     assert draw(7) == draw(7)
     assert len({draw(seed) for seed in range(4)}) > 1

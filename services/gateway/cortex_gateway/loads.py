@@ -67,7 +67,8 @@ class Loads:
         """Ask for `model` while open, once for all who want it."""
         if model not in self._wishes:
             wish = Wish()
-            self._wishes[model] = wish, asyncio.create_task(self._ask_for_ever(model, wish))
+            asking = asyncio.create_task(self._ask_for_ever(model, wish), name=f"ask for {model}")
+            self._wishes[model] = wish, asking
         wish, asking = self._wishes[model]
         wish.num_waiting += 1
         try:

@@ -8,7 +8,7 @@ import msgspec
 import openai
 import pytest
 from builders.gateway import HELLO, LIMIT_S, NeuronFactory, Running
-from builders.peers import FakeNeuron, Served, say_hello
+from builders.peers import FakeNeuron, FakeScheduler, Served, say_hello
 from conftest import NatsServer
 from cortex_proto.errors import BusError, Failed
 from cortex_proto.fleet import Ready
@@ -182,6 +182,20 @@ async def test_a_node_that_has_left_is_passed_over_without_waiting(
 
     assert response.status_code == 200
     assert (await there.requests.get()).stream.endswith("-1")
+
+
+async def test_a_lone_node_that_has_left_is_waited_for(
+    gateway: Running, scheduler: FakeScheduler, neurons: NeuronFactory
+) -> None:
+    neuron = await neurons()
+    await gateway.chat()
+    await neuron.stop()
+
+    answering = asyncio.ensure_future(gateway.chat())
+    await scheduler.asked.get()
+    await neuron.start()
+
+    assert (await answering).status_code == 200
 
 
 async def test_a_busy_node_is_passed_over(gateway: Running, neurons: NeuronFactory) -> None:

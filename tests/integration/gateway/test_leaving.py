@@ -3,7 +3,7 @@
 import asyncio
 
 from builders.gateway import LIMIT_S, NeuronFactory, Running
-from builders.peers import FakeNeuron, FakeScheduler, Served
+from builders.peers import TINY, FakeNeuron, FakeScheduler, Served
 from cortex_proto.generation import TextDelta
 
 
@@ -68,3 +68,21 @@ async def test_leaving_while_the_model_loads_leaves_the_queue(
 
     assert (done.outcome, done.node, done.cold_start) == ("cancelled", None, True)
     assert neuron.requests.empty()
+
+
+async def test_a_model_nobody_waits_for_any_more_is_asked_for_no_more(
+    gateway: Running, scheduler: FakeScheduler
+) -> None:
+    asking = asyncio.ensure_future(gateway.chat())
+    await scheduler.asked.get()
+    assert asks_for_tiny()
+
+    asking.cancel()
+
+    async with asyncio.timeout(LIMIT_S):
+        while asks_for_tiny():
+            await gateway.http.get("/health")
+
+
+def asks_for_tiny() -> bool:
+    return any(task.get_name() == f"ask for {TINY}" for task in asyncio.all_tasks())

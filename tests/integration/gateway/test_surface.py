@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 from builders.gateway import HELLO, GatewayFactory, NeuronFactory, Running
 from builders.peers import TINY, FakeScheduler
@@ -65,7 +66,13 @@ async def test_a_body_over_the_limit_is_a_413_and_the_connection_lives(
 
     assert response.status_code == 413
     assert "limit of 1000000 bytes" in response.json()["error"]["message"]
-    assert (await gateway.http.get("/health")).status_code == 200
+    after = await gateway.http.get("/health")
+    assert client_port(after) == client_port(response)
+
+
+def client_port(response: httpx.Response) -> int:
+    address: tuple[str, int] = response.extensions["network_stream"].get_extra_info("client_addr")
+    return address[1]
 
 
 async def test_a_body_at_the_limit_passes(gateways: GatewayFactory, neurons: NeuronFactory) -> None:

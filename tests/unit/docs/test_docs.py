@@ -1,6 +1,7 @@
 """The documents are true where a machine can tell: metrics, settings, files and links that they name."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,3 +90,16 @@ def test_every_part_says_what_it_is_for_on_one_screen(part: Path) -> None:
 
     assert text.startswith("# ")
     assert len(text.splitlines()) <= 60
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    reasons = (ROOT / "docs" / "adr" / "0004-dependencies.md").read_text()
+
+    names = [re.split(r"[^\w-]", requirement)[0] for requirement in wanted]
+
+    assert [name for name in names if f"`{name}`" not in reasons] == []

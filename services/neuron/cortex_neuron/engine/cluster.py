@@ -35,7 +35,11 @@ _SLOW_FACTOR = 20
 
 
 class Cluster:
-    """Built by `start` only. `died` resolves with the reason when a rank dies or wedges, not by `close`."""
+    """Built by `start` only.
+
+    `died` resolves with the reason when a rank dies or wedges; `close` leaves it pending. Whoever
+    is cancelled while awaiting it cancels it for all: where several wait, use `asyncio.shield`.
+    """
 
     def __init__(
         self, ranks: list[RankProcess], ready: Ready, on_events: OnEvents, step_limit_s: float
@@ -45,6 +49,7 @@ class Cluster:
         self.pages = ready.pages
         loop = asyncio.get_running_loop()
         self.died: asyncio.Future[str] = loop.create_future()
+        self._death = ""
         self._ranks = ranks
         self._on_events = on_events
         self._step_limit_s = step_limit_s
@@ -96,8 +101,8 @@ class Cluster:
         Raises:
             EngineError: the cluster has died.
         """
-        if self.died.done():
-            raise EngineError(f"the engine has died: {self.died.result()}")
+        if self._death:
+            raise EngineError(f"the engine has died: {self._death}")
         if not self._pending:
             self._heard_s = self._clock()
         self._pending.add(request.id)
@@ -105,7 +110,7 @@ class Cluster:
 
     def cancel(self, stream: StreamId) -> None:
         """Stop `stream` before the next step; an `Ended` follows unless it is over already."""
-        if not self.died.done():
+        if not self._death:
             self._ranks[0].send(CancelRequest(stream))
 
     async def close(self) -> None:
@@ -155,6 +160,7 @@ class Cluster:
             await asyncio.sleep(limit_s - silent_s)
 
     def _die(self, reason: str) -> None:
+        self._death = self._death or reason
         if not self.died.done():
             self.died.set_result(reason)
         for rank in self._ranks:

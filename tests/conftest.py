@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from cortex_kit.bus import Bus, connect
 from cortex_kit.ids import new_instance
 from cortex_kit.kv import Kv
@@ -107,6 +108,14 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
     """A NATS server with JetStream, its store in tmp_path."""
     server = NatsServer(tmp_path)
     server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def spare_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """One more NATS server, not started yet."""
+    server = NatsServer(tmp_path_factory.mktemp("spare"))
     yield server
     server.kill()
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+
 from cortex_evictor.service import evictor
 from cortex_kit.bus import Bus
 from cortex_kit.kv import Kv

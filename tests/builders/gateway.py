@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import msgspec
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
 from builders.peers import TINY, FakeNeuron
 from cortex_gateway.service import serving_gateway
 from cortex_kit.bus import Bus
@@ -18,7 +20,6 @@ from cortex_kit.settings import Gateway, Settings
 from cortex_kit.telemetry import Telemetry
 from cortex_proto.telemetry import RequestDone
 from cortex_proto.wire import from_json
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 LIMIT_S = 15.0
 HELLO: dict[str, Any] = {"model": TINY, "messages": [{"role": "user", "content": "hello"}]}

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
 from cortex_neuron.model.batch import PAGE, Batch
 from cortex_neuron.model.causal import CausalModel
 from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.load import load
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
 def smollm2() -> Path:

@@ -28,6 +28,8 @@ from cortex_proto.stream import Checking
 
 NODE = NodeId("test-node")
 WITHIN_S = 60.0
+CONTEXT = 65536
+"""Of the model: so much that an endless answer is still running when a test is done."""
 NEWS_S = 0.2
 
 

@@ -45,7 +45,7 @@ class ScriptedNode:
         self._refusals = refusals or {}
         self._states: dict[ModelId, ReplicaState] = {}
         self._wanted: tuple[Model, ...] = ()
-        self._changed = asyncio.Condition()
+        self._settled = asyncio.Condition()
         self._hearing: Subscription | None = None
         self._has_left = False
 
@@ -76,13 +76,15 @@ class ScriptedNode:
 
     async def become(self, model: ModelId, state: ReplicaState) -> None:
         """Let a replica stand like this; what was wanted meanwhile may now be possible."""
-        await self._set(model, state)
-        await self._converge()
+        async with self._settled:
+            await self._set(model, state)
+            await self._converge()
+            self._settled.notify_all()
 
     async def until(self, holds: Callable[["ScriptedNode"], bool]) -> None:
-        """Wait until something holds of this node."""
-        async with asyncio.timeout(WAIT_S), self._changed:
-            await self._changed.wait_for(lambda: holds(self))
+        """Wait until something holds of this node, and it has nothing more to do."""
+        async with asyncio.timeout(WAIT_S), self._settled:
+            await self._settled.wait_for(lambda: holds(self))
 
     def ready(self) -> list[ModelId]:
         """Return what is loaded."""
@@ -103,13 +105,13 @@ class ScriptedNode:
     async def _on_desired(self, desired: Desired, _subject: str) -> None:
         if desired.epoch < self.epoch:
             return
-        self.epoch = desired.epoch
-        self._wanted = tuple(a.model for a in desired.assignments)
-        async with self._changed:
+        async with self._settled:
+            self.epoch = desired.epoch
+            self._wanted = tuple(a.model for a in desired.assignments)
             self.heard.append(desired)
-            self._changed.notify_all()
-        await self._converge()
-        await self.report()
+            await self._converge()
+            await self.report()
+            self._settled.notify_all()
 
     async def _converge(self) -> None:
         wanted = self.wanted()
@@ -139,8 +141,6 @@ class ScriptedNode:
         if isinstance(state, Unloaded):
             del self._states[model]
         await self.report()
-        async with self._changed:
-            self._changed.notify_all()
 
     def _replica(self, model: ModelId, state: ReplicaState) -> Replica:
         holds = isinstance(state, Ready)

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import psutil
+
 from builders.waiting import until
 from cortex_cli.ports import free_ports
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
 from cortex_gateway import sse
 from cortex_gateway.dialects.openai_answer import ChunkStream, whole
 from cortex_proto.generation import (
@@ -22,7 +24,6 @@ from cortex_proto.generation import (
     Usage,
 )
 from cortex_proto.ids import NodeId, RequestId
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 TRANSCRIPTS = Path(__file__).parent / "transcripts"
 TIMING = Timing(0, 0, 0)

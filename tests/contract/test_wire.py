@@ -13,6 +13,7 @@ from typing import Any
 
 import msgpack
 import pytest
+
 from contract.samples import CATALOGUE, MESSAGES, RECORDS
 from cortex_proto import errors, fleet, generation, placement
 from cortex_proto.catalogue import Catalogue

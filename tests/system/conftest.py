@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from builders.running import Cortex, CortexFactory
 
 __all__ = ["Cortex", "CortexFactory", "cortex", "cortex_factory"]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from builders.running import Cortex
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from system.conftest import Cortex, CortexFactory
 from system.tiny import ask, entry, write_model
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from system.conftest import Cortex, CortexFactory
 from system.tiny import ask, entry, write_model
 

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+
 from system.conftest import Cortex
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+
 from builders.running import CHILDREN, Cortex, CortexFactory
 
 pytestmark = pytest.mark.system

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
 from builders.checkpoints import write_llama
 from builders.tokenizers import write_tokenizer
 from system.conftest import Cortex

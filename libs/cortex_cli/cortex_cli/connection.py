@@ -5,13 +5,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
+from cortex_cli.errors import CliError
+from cortex_cli.ports import address
 from cortex_kit import logs
 from cortex_kit.bus import Bus, connect
 from cortex_kit.ids import new_instance
 from cortex_kit.settings import Log, Nats, Settings, load
-
-from cortex_cli.errors import CliError
-from cortex_cli.ports import address
 
 CONNECT_LIMIT_S = 5.0
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - read from settings, not listened on

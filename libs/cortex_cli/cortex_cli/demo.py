@@ -102,7 +102,8 @@ async def _stop(up: asyncio.subprocess.Process) -> None:
     if up.returncode is None:
         up.send_signal(signal.SIGINT)
     try:
-        code = await asyncio.wait_for(up.wait(), STOP_LIMIT_S)
+        async with asyncio.timeout(STOP_LIMIT_S):
+            code = await up.wait()
     except TimeoutError as error:
         up.kill()
         raise CliError(f"cortex did not stop within {STOP_LIMIT_S:g} s") from error

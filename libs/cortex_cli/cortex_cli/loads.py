@@ -2,11 +2,12 @@
 
 import asyncio
 
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
 from cortex_kit.bus import Bus
 from cortex_proto import subjects
 from cortex_proto.fleet import Loading, Replica
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 
 class Bars:

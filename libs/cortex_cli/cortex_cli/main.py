@@ -10,9 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cortex_kit.settings import SettingsError
-
 from cortex_cli.errors import CliError
+from cortex_kit.settings import SettingsError
 
 SERVICES = ("gateway", "scheduler", "evictor", "metrics", "neuron")
 

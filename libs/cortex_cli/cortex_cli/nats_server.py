@@ -12,9 +12,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cortex_kit.settings import Nats
-
 from cortex_cli.errors import CliError
+from cortex_kit.settings import Nats
 
 DEFAULT_PORT = 4222
 CONF_NAME = "nats.conf"

@@ -5,14 +5,13 @@ import asyncio
 from collections.abc import Iterator
 from typing import assert_never
 
+from cortex_cli.connection import bus
+from cortex_cli.errors import CliError
+from cortex_cli.tables import mib, print_json, print_table
 from cortex_proto import subjects
 from cortex_proto.errors import BusError
 from cortex_proto.fleet import Draining, Loading, LoadRefused, Node, Ready, Replica, ReplicaState, Unloaded
 from cortex_proto.placement import AskStatus, FleetStatus, ModelStatus
-
-from cortex_cli.connection import bus
-from cortex_cli.errors import CliError
-from cortex_cli.tables import mib, print_json, print_table
 
 ANSWER_LIMIT_S = 5.0
 

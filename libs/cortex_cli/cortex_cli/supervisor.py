@@ -140,7 +140,8 @@ class Child:
             because=restart.because,
         )
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), restart.delay_s)
+            async with asyncio.timeout(restart.delay_s):
+                await self._stopping.wait()
 
 
 class Supervisor:

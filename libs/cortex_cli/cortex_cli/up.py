@@ -10,11 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from cortex_kit.bus import Bus
-from cortex_kit.settings import Settings, load
-from cortex_proto import subjects
-from cortex_proto.errors import BusError
-from cortex_proto.placement import AskStatus
 
 from cortex_cli import nats_server
 from cortex_cli.connection import cli_bus, url_of
@@ -25,6 +20,11 @@ from cortex_cli.nats_server import NatsServer
 from cortex_cli.polling import until
 from cortex_cli.ports import Address, address, refuse_if_taken
 from cortex_cli.supervisor import Program, Supervisor, supervising
+from cortex_kit.bus import Bus
+from cortex_kit.settings import Settings, load
+from cortex_proto import subjects
+from cortex_proto.errors import BusError
+from cortex_proto.placement import AskStatus
 
 CONTROL_PLANE = ("metrics", "evictor", "scheduler", "gateway")
 ALL = ("metrics", "evictor", "scheduler", "neuron", "gateway")
@@ -143,7 +143,8 @@ def cortex_command() -> tuple[str, ...]:
 
 async def _accepting(wanted: Address) -> None:
     try:
-        await asyncio.wait_for(until(lambda: _accepts(wanted)), NATS_START_LIMIT_S)
+        async with asyncio.timeout(NATS_START_LIMIT_S):
+            await until(lambda: _accepts(wanted))
     except TimeoutError as error:
         raise CliError(
             f"nats-server does not listen on {wanted.host}:{wanted.port}; its lines say why"

@@ -9,15 +9,15 @@ from typing import Any
 
 import msgspec
 import structlog
+
+from cortex_kit import settings
+from cortex_kit.guards import Pace
+from cortex_kit.link import NO_RESPONDERS, Link, RawMessage
 from cortex_proto.errors import BadRequestError, BusError, CortexError, Failed, from_wire, to_wire
 from cortex_proto.ids import InstanceId
 from cortex_proto.subjects import Ask, Call, M, Reply, Topic
 from cortex_proto.telemetry import Record
 from cortex_proto.wire import pack, to_json
-
-from cortex_kit import settings
-from cortex_kit.guards import Pace
-from cortex_kit.link import NO_RESPONDERS, Link, RawMessage
 
 log = structlog.get_logger()
 
@@ -184,7 +184,8 @@ class Bus:
         key = await self._link.subscribe(inbox, gather)
         try:
             await self._link.publish(subject, payload, reply=inbox)
-            await asyncio.wait_for(complete.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await complete.wait()
         except TimeoutError as error:
             raise BusError(f"no last answer on {subject} in {timeout_s:g} s") from error
         finally:

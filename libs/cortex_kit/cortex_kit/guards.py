@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from cortex_proto.errors import PayloadTooLargeError
 from nats.aio.client import Client, Srv
+
+from cortex_proto.errors import PayloadTooLargeError
 
 log = structlog.get_logger()
 

@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from cortex_kit.settings import SettingsError
 
@@ -43,7 +44,7 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(app: "ASGIApplication", listen: str, *, grace_s: int = GRACE_S) -> AsyncIterator[int]:
+async def serving(app: ASGIApp, listen: str, *, grace_s: int = GRACE_S) -> AsyncIterator[int]:
     """Serve `app` on "host:port" and yield the real port (":0" takes any free one).
 
     Leaving stops to accept, waits `grace_s` for answers under way, then cancels them. Lifespan events are
@@ -55,7 +56,7 @@ async def serving(app: "ASGIApplication", listen: str, *, grace_s: int = GRACE_S
     listener = _bind(listen)
     port: int = listener.getsockname()[1]
     config = uvicorn.Config(
-        app,
+        cast("ASGIApplication", app),
         http="h11",
         ws="none",
         lifespan="off",

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal
 
 import msgspec
-from cortex_proto.errors import BusError, CortexError
-from cortex_proto.subjects import Key, M
-from cortex_proto.wire import pack, unpack
 
 from cortex_kit.bus import Bus
 from cortex_kit.link import RawMessage
+from cortex_proto.errors import BusError, CortexError
+from cortex_proto.subjects import Key, M
+from cortex_proto.wire import pack, unpack
 
 _LIMIT_S = 5.0
 _MARKER_S = 30

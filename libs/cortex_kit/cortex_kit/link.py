@@ -9,13 +9,14 @@ from typing import Any
 
 import nats.errors
 import structlog
-from cortex_proto.errors import BusError
 from nats.aio.client import Server
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from cortex_kit.guards import HardenedClient, Pace, check_size, guarded
 from cortex_kit.settings import SettingsError
+from cortex_kit.tasks import end
+from cortex_proto.errors import BusError
 
 log = structlog.get_logger()
 
@@ -93,9 +94,7 @@ class Link:
     async def close(self) -> None:
         """Unsubscribe, make sure that all was sent, close. Never nc.drain(): its flush is no barrier."""
         self._closing = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
         if self._client is None:
             return
         with suppress(BusError):
@@ -104,7 +103,8 @@ class Link:
             if self._client.is_connected:
                 await self.barrier(_CLOSE_LIMIT_S)
         try:
-            await asyncio.wait_for(self._client.close(), _CLOSE_LIMIT_S)
+            async with asyncio.timeout(_CLOSE_LIMIT_S):
+                await self._client.close()
         except _REFUSED:
             self._client.abort()
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import structlog
 import uvloop
-from cortex_proto.catalogue import CatalogueError
 
 from cortex_kit import bus, ids, logs, settings, telemetry
 from cortex_kit.kv import Kv
 from cortex_kit.tether import tether_to_parent
+from cortex_proto.catalogue import CatalogueError
 
 log = structlog.get_logger()
 

@@ -7,6 +7,9 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 
 import structlog
+
+from cortex_kit.bus import Bus
+from cortex_kit.tasks import end
 from cortex_proto.errors import CortexError
 from cortex_proto.subjects import metrics
 from cortex_proto.telemetry import (
@@ -22,8 +25,6 @@ from cortex_proto.telemetry import (
     Snapshot,
     Value,
 )
-
-from cortex_kit.bus import Bus
 
 log = structlog.get_logger()
 
@@ -54,23 +55,23 @@ class Telemetry:
         self._changed = asyncio.Event()
         self._seq = 0
 
-    def count(self, metric: Metric, by: float = 1.0, **labels: str) -> None:
+    def count(self, metric: Metric, by: float = 1.0, /, **labels: str) -> None:
         """Add to a counter."""
         series = self._series(metric, "counter", labels)
         self._values[series] = self._values.get(series, 0.0) + by
 
-    def gauge(self, metric: Metric, value: float, **labels: str) -> None:
+    def gauge(self, metric: Metric, value: float, /, **labels: str) -> None:
         """Set a gauge."""
         self._values[self._series(metric, "gauge", labels)] = value
 
-    def observe(self, metric: Metric, value: float, **labels: str) -> None:
+    def observe(self, metric: Metric, value: float, /, **labels: str) -> None:
         """Add one observation to a histogram; a value equal to a bound belongs below it."""
         series = self._series(metric, "histogram", labels)
         counts = self._counts.setdefault(series, [0] * (len(metric.buckets) + 1))
         counts[bisect_left(metric.buckets, value)] += 1
         self._sums[series] = self._sums.get(series, 0.0) + value
 
-    def forget(self, metric: Metric, **labels: str) -> None:
+    def forget(self, metric: Metric, /, **labels: str) -> None:
         """Drop a series whose object is gone, such as the gauges of a model that has left."""
         self._values.pop(self._series(metric, metric.kind, labels), None)
 
@@ -99,7 +100,8 @@ class Telemetry:
             await self.send_snapshot()
             await asyncio.sleep(LEAST_GAP_S)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), LONGEST_GAP_S - LEAST_GAP_S)
+                async with asyncio.timeout(LONGEST_GAP_S - LEAST_GAP_S):
+                    await self._changed.wait()
 
     async def _send(self, kind: str, record: Event | Snapshot) -> None:
         try:
@@ -123,8 +125,7 @@ async def reporting(bus: Bus) -> AsyncIterator[Telemetry]:
     try:
         yield telemetry
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end(task)
         await telemetry.send_snapshot()
 
 

@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
+
+from cortex_evictor.policy import choose_victims
 from cortex_kit.service import Context
 from cortex_proto.placement import MakeRoom, MakeRoomReply
 from cortex_proto.subjects import MAKE_ROOM
-
-from cortex_evictor.policy import choose_victims
 
 log = structlog.get_logger()
 

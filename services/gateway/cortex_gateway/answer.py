@@ -6,8 +6,6 @@ from contextlib import aclosing
 
 import msgspec
 import structlog
-from cortex_proto.errors import CortexError
-from cortex_proto.generation import Delta
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -16,6 +14,8 @@ from cortex_gateway.body import unless_gone
 from cortex_gateway.dialects.openai_answer import Chunk, ChunkStream, whole
 from cortex_gateway.dialects.openai_error import http_error
 from cortex_gateway.generate import Note
+from cortex_proto.errors import CortexError
+from cortex_proto.generation import Delta
 
 log = structlog.get_logger()
 

@@ -4,8 +4,6 @@ import time
 from importlib.metadata import version
 
 import msgspec
-from cortex_kit.bus import Bus
-from cortex_proto.errors import UnavailableError
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -20,6 +18,8 @@ from cortex_gateway.dialects.openai_answer import ChunkStream, Completion
 from cortex_gateway.dialects.openai_models import ModelEntry, ModelList, Models
 from cortex_gateway.envelope import add_error_answers, identified, request_id
 from cortex_gateway.generate import Gateway, Generation
+from cortex_kit.bus import Bus
+from cortex_proto.errors import UnavailableError
 
 
 def make_app(gateway: Gateway, bus: Bus) -> ASGIApp:

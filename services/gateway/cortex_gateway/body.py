@@ -4,18 +4,14 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from cortex_proto.errors import PayloadTooLargeError
 from starlette.requests import Request
 from starlette.types import Receive
 
-_DRAIN_BYTES = 64 * 1024 * 1024
+from cortex_proto.errors import PayloadTooLargeError
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Read the whole body.
-
-    What is over the limit is read on and thrown away, within reason: a client that is still sending
-    when the connection ends would never see the answer.
+    """Read the whole body, but give up as soon as it is over the limit; uvicorn throws the rest away.
 
     Raises:
         PayloadTooLargeError: it is over the limit.
@@ -25,12 +21,9 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     num_bytes = 0
     async for piece in request.stream():
         num_bytes += len(piece)
-        if num_bytes <= max_bytes:
-            pieces.append(piece)
-        elif num_bytes > max_bytes + _DRAIN_BYTES:
-            break
-    if num_bytes > max_bytes:
-        raise PayloadTooLargeError(f"the body is over the limit of {max_bytes} bytes")
+        if num_bytes > max_bytes:
+            raise PayloadTooLargeError(f"the body is over the limit of {max_bytes} bytes")
+        pieces.append(piece)
     return b"".join(pieces)
 
 

@@ -6,8 +6,10 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import structlog
+
 from cortex_kit.bus import Bus
 from cortex_kit.kv import Kv
+from cortex_kit.tasks import end
 from cortex_proto.catalogue import Catalogue, Model
 from cortex_proto.errors import BusError, ModelUnknownError, UnavailableError
 from cortex_proto.subjects import CATALOGUE, CATALOGUE_CHANGED
@@ -83,6 +85,5 @@ async def known_catalogue(bus: Bus, kv: Kv) -> AsyncIterator[KnownCatalogue]:
     try:
         yield catalogue
     finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+        await end(reading)
         await heard.stop()

@@ -4,9 +4,6 @@ from collections.abc import Mapping
 
 import msgspec
 import structlog
-from cortex_kit.ids import new_request
-from cortex_proto.errors import CortexError
-from cortex_proto.ids import RequestId
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -15,6 +12,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cortex_gateway.dialects.openai_error import HttpError, http_error, plain
+from cortex_kit.ids import new_request
+from cortex_proto.errors import CortexError
+from cortex_proto.ids import RequestId
 
 log = structlog.get_logger()
 

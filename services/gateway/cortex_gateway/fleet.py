@@ -4,12 +4,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from cortex_gateway.routing import Replicas
 from cortex_kit.bus import Bus
 from cortex_proto.fleet import NODE_LIMIT_S, Node, Replica
 from cortex_proto.ids import ModelId, NodeId
 from cortex_proto.subjects import ANY_LOAD, ANY_NODE
-
-from cortex_gateway.routing import Replicas
 
 
 class Fleet:

@@ -7,11 +7,6 @@ from dataclasses import dataclass
 
 import msgspec
 import structlog
-from cortex_kit import settings
-from cortex_kit.telemetry import Telemetry, now
-from cortex_proto.errors import BusError, BusyError, CortexError, Failed, UnavailableError, from_wire, to_wire
-from cortex_proto.generation import ACCEPT_LIMIT_S, Delta, Finished, Generate
-from cortex_proto.ids import ModelId, NodeId, stream_id
 
 from cortex_gateway.account import Account
 from cortex_gateway.catalogue import KnownCatalogue
@@ -21,6 +16,11 @@ from cortex_gateway.queue import Waiting
 from cortex_gateway.report import report
 from cortex_gateway.routing import Choice, NoReplica
 from cortex_gateway.streams import Streams
+from cortex_kit import settings
+from cortex_kit.telemetry import Telemetry, now
+from cortex_proto.errors import BusError, BusyError, CortexError, Failed, UnavailableError, from_wire, to_wire
+from cortex_proto.generation import ACCEPT_LIMIT_S, Delta, Finished, Generate
+from cortex_proto.ids import ModelId, NodeId, stream_id
 
 log = structlog.get_logger()
 

@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+from cortex_gateway.account import CANCELLED
 from cortex_kit.telemetry import Telemetry
 from cortex_proto.generation import FinishReason
 from cortex_proto.telemetry import (
@@ -19,8 +20,6 @@ from cortex_proto.telemetry import (
     Metric,
     RequestDone,
 )
-
-from cortex_gateway.account import CANCELLED
 
 _WELL = get_args(FinishReason)
 

@@ -3,9 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from cortex_kit.http import serving
-from cortex_kit.service import Context
-
 from cortex_gateway.app import make_app
 from cortex_gateway.catalogue import known_catalogue
 from cortex_gateway.fleet import fleet
@@ -13,6 +10,8 @@ from cortex_gateway.generate import Gateway
 from cortex_gateway.loads import Loads
 from cortex_gateway.queue import Waiting
 from cortex_gateway.streams import streams
+from cortex_kit.http import serving
+from cortex_kit.service import Context
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import structlog
+
 from cortex_kit.bus import Bus
 from cortex_proto.errors import BusError, CortexError, Failed, NodeLostError, StreamBrokenError
 from cortex_proto.generation import (

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-from cortex_proto.telemetry import METRICS, Metric
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from cortex_metrics.aggregate import Numbers, Series
+from cortex_proto.telemetry import METRICS, Metric
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 import msgspec
-from cortex_proto.fleet import Node
-from cortex_proto.telemetry import Event
 
 from cortex_metrics.aggregate import Heard, Numbers, Series, Source
+from cortex_proto.fleet import Node
+from cortex_proto.telemetry import Event
 
 
 class SourceView(msgspec.Struct, frozen=True):

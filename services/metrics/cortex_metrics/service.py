@@ -7,22 +7,22 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import structlog
-from cortex_kit.http import serving
-from cortex_kit.service import Context
-from cortex_kit.telemetry import Telemetry
-from cortex_proto.fleet import NODE_LIMIT_S, Node
-from cortex_proto.ids import NodeId
-from cortex_proto.subjects import ANY_METRICS, ANY_NODE
-from cortex_proto.telemetry import SNAPSHOTS_LOST, SNAPSHOTS_REFUSED, Event, Snapshot
-from cortex_proto.wire import from_json, to_json
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cortex_kit.http import serving
+from cortex_kit.service import Context
+from cortex_kit.telemetry import Telemetry
 from cortex_metrics.aggregate import Aggregate, Ignored, Refused, Taken
 from cortex_metrics.exposition import CONTENT_TYPE, exposition
 from cortex_metrics.fleet import FleetView, NodeView, view_source
+from cortex_proto.fleet import NODE_LIMIT_S, Node
+from cortex_proto.ids import NodeId
+from cortex_proto.subjects import ANY_METRICS, ANY_NODE
+from cortex_proto.telemetry import SNAPSHOTS_LOST, SNAPSHOTS_REFUSED, Event, Snapshot
+from cortex_proto.wire import from_json, to_json
 
 log = structlog.get_logger()
 

@@ -9,9 +9,16 @@ from functools import partial
 from pathlib import Path
 
 import structlog
+
 from cortex_kit import settings
 from cortex_kit.bus import Bus, Subscription
 from cortex_kit.telemetry import Telemetry, now
+from cortex_neuron import loading, memory
+from cortex_neuron.hardware import Hardware
+from cortex_neuron.memory import Fit, Ledger, Shortage
+from cortex_neuron.replica import Replica
+from cortex_neuron.residents import Abort, Action, Close, Drain, Load, Residents, Revive
+from cortex_neuron.serving import Serving
 from cortex_proto import subjects, telemetry
 from cortex_proto.errors import CortexError, LoadFailedError, NodeLostError, NoRoomError, UnavailableError
 from cortex_proto.fleet import LoadRefused, Unloaded
@@ -19,13 +26,6 @@ from cortex_proto.fleet import Replica as ReplicaReport
 from cortex_proto.generation import Generate
 from cortex_proto.ids import ModelId, NodeId
 from cortex_proto.placement import Assignment, Desired
-
-from cortex_neuron import loading, memory
-from cortex_neuron.hardware import Hardware
-from cortex_neuron.memory import Fit, Ledger, Shortage
-from cortex_neuron.replica import Replica
-from cortex_neuron.residents import Abort, Action, Close, Drain, Load, Residents, Revive
-from cortex_neuron.serving import Serving
 
 log = structlog.get_logger()
 
@@ -97,7 +97,8 @@ class Convergence:
                     await self._do(action, lives)
                     self._on_change()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._awake.wait(), RETRY_CHECK_S)
+                    async with asyncio.timeout(RETRY_CHECK_S):
+                        await self._awake.wait()
 
     async def _do(self, action: Action, lives: asyncio.TaskGroup) -> None:
         model = action.assignment.model.id if isinstance(action, Load) else action.model

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+
 from cortex_kit.settings import Neuron, SettingsError
 from cortex_proto.catalogue import MIB
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from cortex_proto.catalogue import MIB
-from cortex_proto.fleet import Device, Draining, Loading, LoadRefused, Node, Ready, Replica, Unloaded
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,6 +12,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cortex_neuron.hardware import Reading
+from cortex_proto.catalogue import MIB
+from cortex_proto.fleet import Device, Draining, Loading, LoadRefused, Node, Ready, Replica, Unloaded
 
 
 @dataclass(frozen=True, slots=True)

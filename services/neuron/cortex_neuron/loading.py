@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from cortex_kit import settings
-from cortex_proto.catalogue import MIB, Model
-from cortex_proto.errors import LoadFailedError
-from cortex_proto.placement import Assignment
 
+from cortex_kit import settings
 from cortex_neuron import files
 from cortex_neuron.engine.cluster import Cluster, OnEvents, OnProgress
 from cortex_neuron.engine.messages import LoadOptions
@@ -22,6 +19,9 @@ from cortex_neuron.memory import Need
 from cortex_neuron.model.spec import PAGE, Step, footprint, kv_page_bytes, read_spec
 from cortex_neuron.replica import Replica
 from cortex_neuron.text import conversion, tokenizer
+from cortex_proto.catalogue import MIB, Model
+from cortex_proto.errors import LoadFailedError
+from cortex_proto.placement import Assignment
 
 LEAST_TOKENS = 2048
 """A model is loaded only with room for the keys and values of so many tokens, or of its whole context."""

@@ -3,6 +3,7 @@
 import asyncio
 
 import structlog
+
 from cortex_kit.bus import Bus
 from cortex_proto import subjects
 from cortex_proto.errors import CortexError

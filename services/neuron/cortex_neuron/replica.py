@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from cortex_proto.catalogue import Model
-from cortex_proto.errors import BadRequestError, ContextLengthError
-from cortex_proto.generation import Generate
-
 from cortex_neuron.engine.cluster import Cluster
 from cortex_neuron.engine.messages import EngineRequest
 from cortex_neuron.text.tokenizer import TextCodec
+from cortex_proto.catalogue import Model
+from cortex_proto.errors import BadRequestError, ContextLengthError
+from cortex_proto.generation import Generate
 
 
 @dataclass(slots=True)

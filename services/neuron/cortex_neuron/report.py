@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cortex_proto.fleet import Device, Draining, Loading, Node, Ready, Replica, ReplicaState
-from cortex_proto.ids import InstanceId, ModelId, NodeId
-
 from cortex_neuron.hardware import Hardware
 from cortex_neuron.memory import Ledger
 from cortex_neuron.residents import Phase, Resident, Residents
+from cortex_proto.fleet import Device, Draining, Loading, Node, Ready, Replica, ReplicaState
+from cortex_proto.ids import InstanceId, ModelId, NodeId
 
 
 @dataclass(frozen=True, slots=True)

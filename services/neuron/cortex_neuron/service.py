@@ -8,22 +8,23 @@ from importlib.metadata import version
 from typing import Any
 
 import structlog
+
 from cortex_kit import http
 from cortex_kit.bus import Subscription
 from cortex_kit.service import Context
-from cortex_proto import subjects, telemetry
-from cortex_proto.errors import BusError, CortexError
-from cortex_proto.fleet import LOAD_PERIOD_S, NODE_PERIOD_S, Node, Replica
-from cortex_proto.generation import ControlMessage, Generate
-from cortex_proto.ids import ModelId, NodeId, node_id
-from cortex_proto.placement import Desired
-
+from cortex_kit.tasks import end
 from cortex_neuron import hardware, health, report
 from cortex_neuron.convergence import Convergence, Site
 from cortex_neuron.hardware import Hardware, Reading
 from cortex_neuron.outbox import Outbox
 from cortex_neuron.serving import Serving
 from cortex_neuron.streams import Limits
+from cortex_proto import subjects, telemetry
+from cortex_proto.errors import BusError, CortexError
+from cortex_proto.fleet import LOAD_PERIOD_S, NODE_PERIOD_S, Node, Replica
+from cortex_proto.generation import ControlMessage, Generate
+from cortex_proto.ids import ModelId, NodeId, node_id
+from cortex_proto.placement import Desired
 
 log = structlog.get_logger()
 
@@ -98,8 +99,7 @@ class Neuron:
                 for subscription in subscriptions:
                     await subscription.stop()
                 await self._drain(converging)
-                for task in tasks:
-                    task.cancel()
+                await end(*tasks)
                 with contextlib.suppress(BusError):
                     await self._kv.delete(subjects.node(self.id))
 
@@ -134,7 +134,8 @@ class Neuron:
         await asyncio.gather(converging, return_exceptions=True)
         await self._serving.stop()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._outbox.flushed(), FLUSH_LIMIT_S)
+            async with asyncio.timeout(FLUSH_LIMIT_S):
+                await self._outbox.flushed()
 
     def _note_change(self) -> None:
         self._loads_changed.set()
@@ -226,7 +227,8 @@ async def _pause(changed: asyncio.Event, period_s: float) -> None:
     """Wait for a change, but not longer than `period_s`, and at least LEAST_GAP_S."""
     await asyncio.sleep(LEAST_GAP_S)
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(changed.wait(), period_s - LEAST_GAP_S)
+        async with asyncio.timeout(period_s - LEAST_GAP_S):
+            await changed.wait()
 
 
 def _cached(machine: Hardware) -> Callable[[], Any]:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import structlog
-from cortex_proto.errors import BusyError, CortexError, Failed, UnavailableError, to_wire
-from cortex_proto.generation import Cancel, ControlMessage, Frame, Generate, Lease, Step, TokenMessage
-from cortex_proto.ids import InstanceId, ModelId, NodeId
 
 from cortex_neuron.engine.messages import Ended, Event, Refused, Sampled, StepEvents
 from cortex_neuron.replica import Replica
 from cortex_neuron.report import Load
 from cortex_neuron.streams import Limits, Stream, Streams
+from cortex_proto.errors import BusyError, CortexError, Failed, UnavailableError, to_wire
+from cortex_proto.generation import Cancel, ControlMessage, Frame, Generate, Lease, Step, TokenMessage
+from cortex_proto.ids import InstanceId, ModelId, NodeId
 
 log = structlog.get_logger()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cortex_neuron.engine.messages import Ended
 from cortex_proto.errors import Failed
 from cortex_proto.generation import (
     LEASE_LIMIT_S,
@@ -24,8 +25,6 @@ from cortex_proto.generation import (
 )
 from cortex_proto.ids import InstanceId, ModelId, NodeId, StreamId
 from cortex_proto.stream import Numbering
-
-from cortex_neuron.engine.messages import Ended
 
 REMEMBERED_S = 30.0
 """A stream stays known for so long after its last frame."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
+
 from cortex_kit.buckets import NODES, PLACE
 from cortex_kit.kv import Kv, RevisionConflictError
 from cortex_proto import subjects
@@ -68,6 +69,16 @@ class Books:
             await self._raise_epoch(lambda now: max(now, self.epoch))
         await self._kv.put(subjects.CATALOGUE, self._catalogue)
         await self._restate()
+
+    async def are_lost(self) -> bool:
+        """Whether the server does not have our epoch any more, so that `open` must make it good.
+
+        Raises:
+            DeposedError: another scheduler took office.
+            BusError: KV does not answer.
+        """
+        _, epoch = await self._check_office()
+        return epoch != self.epoch
 
     async def nodes(self) -> Iterable[Node]:
         """Read what the nodes say of themselves.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 import msgspec
+
 from cortex_proto.catalogue import Catalogue, Model
 from cortex_proto.fleet import (
     NODE_LIMIT_S,
@@ -25,7 +26,6 @@ from cortex_proto.fleet import (
 )
 from cortex_proto.ids import ModelId, NodeId
 from cortex_proto.placement import Assignment, Desired, Resident
-
 from cortex_scheduler.placement import Room, Site, Tenant
 
 Where = tuple[NodeId, ModelId]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import structlog
+
 from cortex_kit.bus import Bus
 from cortex_kit.kv import RevisionConflictError
 from cortex_kit.telemetry import Telemetry, now
@@ -21,7 +22,6 @@ from cortex_proto.placement import (
 )
 from cortex_proto.subjects import MAKE_ROOM
 from cortex_proto.telemetry import EVICTIONS, Decided
-
 from cortex_scheduler.books import Books
 from cortex_scheduler.fleet import Fleet
 from cortex_scheduler.placement import Displace, Place, Site, Wait, dismiss, fit, place, question

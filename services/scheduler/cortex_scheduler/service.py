@@ -11,8 +11,10 @@ from functools import partial
 
 import msgspec
 import structlog
+
 from cortex_kit.bus import Subscription
 from cortex_kit.service import Context
+from cortex_kit.tasks import end
 from cortex_proto import subjects
 from cortex_proto.errors import CortexError, UnavailableError
 from cortex_proto.fleet import Node, Replica
@@ -27,7 +29,6 @@ from cortex_proto.placement import (
 )
 from cortex_proto.telemetry import NODES_UP
 from cortex_proto.wire import unpack
-
 from cortex_scheduler.books import Books, DeposedError
 from cortex_scheduler.catalogue_file import read_catalogue
 from cortex_scheduler.fleet import Fleet
@@ -63,8 +64,7 @@ async def scheduler(context: Context) -> AsyncIterator[None]:
             finally:
                 for subscription in answering:
                     await subscription.stop()
-                for task in running:
-                    task.cancel()
+                await end(*running)
     except* DeposedError as deposed:
         raise deposed.exceptions[0] from None
 
@@ -97,7 +97,8 @@ class Scheduler:
             TimeoutError: KV does not answer.
         """
         bus = self._context.bus
-        await asyncio.wait_for(self._open.wait(), _OPEN_LIMIT_S)
+        async with asyncio.timeout(_OPEN_LIMIT_S):
+            await self._open.wait()
         answering = [
             await bus.answer(subjects.ENSURE, self._on_ensure),
             await bus.answer(subjects.STATUS, self._on_status),
@@ -201,9 +202,9 @@ class Scheduler:
             self._fleet.expect_all(_now_s())
         for node in self._fleet.bury(_now_s()):
             log.warning("node_lost", node=node, because="it has not been heard of")
-        if not self._open.is_set():
-            await self._open_books()
         self._count_nodes()
+        if not self._open.is_set() or await self._books.are_lost():
+            await self._open_books()
 
     async def _lose(self, node: NodeId) -> None:
         self._fleet.lose_node(node)

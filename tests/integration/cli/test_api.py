@@ -8,16 +8,17 @@ from collections.abc import AsyncIterator
 import httpx
 import msgspec
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
 from cortex_cli import api
 from cortex_cli.answer import show_answer
 from cortex_cli.bench import Plan, sweep
 from cortex_cli.errors import CliError
 from cortex_cli.ports import free_ports
 from cortex_kit.http import serving
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 
 def piece(text: str) -> bytes:

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from cortex_cli.nats_server import CONF_NAME, NatsServer, binary, prepared
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from builders.waiting import until
 from cortex_cli.errors import CliError
 from cortex_cli.journal import Journal

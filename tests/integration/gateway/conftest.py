@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from builders.gateway import GatewayFactory, NeuronFactory, Running, running_gateway
 from builders.peers import Answer, FakeNeuron, FakeScheduler, say_hello
 from conftest import BusFactory

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import openai
 import pytest
+
 from builders.gateway import HELLO, NeuronFactory, Running
 from builders.peers import TINY, Served
 from cortex_proto.generation import Chat, ReasoningDelta, TextDelta

@@ -7,6 +7,7 @@ from contextlib import suppress
 import msgspec
 import openai
 import pytest
+
 from builders.gateway import HELLO, LIMIT_S, NeuronFactory, Running
 from builders.peers import FakeNeuron, FakeScheduler, Served, say_hello
 from conftest import NatsServer

@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from builders.gateway import HELLO, GatewayFactory, NeuronFactory, Running
 from builders.peers import TINY, FakeScheduler
 from conftest import BusFactory

@@ -3,6 +3,8 @@
 import asyncio
 
 import pytest
+
+from conftest import BusFactory
 from cortex_kit.bus import Bus
 from cortex_proto.errors import BusError, Failed, ModelUnknownError, NoRoomError
 from cortex_proto.fleet import LoadRefused, Replica
@@ -11,8 +13,6 @@ from cortex_proto.placement import Ensure, EnsureReply, Pending, Placed
 from cortex_proto.subjects import ANY_LOAD, ENSURE, Topic, load
 from cortex_proto.telemetry import ModelUnloaded
 from cortex_proto.wire import from_json
-
-from conftest import BusFactory
 
 LIMIT_S = 10.0
 MODEL = ModelId("a/model-1.5")
@@ -148,7 +148,7 @@ async def test_a_bug_of_the_answering_side_shows_no_more_than_that_it_is_one(bus
 
     await bus.answer(ENSURE, stumble)
 
-    with pytest.raises(Exception, match="^internal error$"):
+    with pytest.raises(Exception, match=r"^internal error$"):
         await bus.ask(ENSURE, ENSURE_IT, timeout_s=LIMIT_S)
 
 
@@ -167,7 +167,7 @@ async def test_asks_are_answered_side_by_side(bus: Bus) -> None:
 
 
 async def test_an_ask_that_nobody_hears_fails_at_once(bus: Bus) -> None:
-    with pytest.raises(BusError, match="nobody answers on cortex.sched.ensure"):
+    with pytest.raises(BusError, match=r"nobody answers on cortex\.sched\.ensure"):
         await bus.ask(ENSURE, ENSURE_IT, timeout_s=1000.0)
 
 
@@ -178,7 +178,7 @@ async def test_an_ask_that_is_not_answered_in_time_fails(bus: Bus) -> None:
 
     await bus.answer(ENSURE, forget)
 
-    with pytest.raises(BusError, match="no answer on cortex.sched.ensure in"):
+    with pytest.raises(BusError, match=r"no answer on cortex\.sched\.ensure in"):
         await bus.ask(ENSURE, ENSURE_IT, timeout_s=0.05)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from cortex_kit.http import serving
 from cortex_kit.settings import SettingsError
 

@@ -3,14 +3,14 @@
 import asyncio
 
 import pytest
+
+from conftest import BusFactory, NatsServer
 from cortex_kit.buckets import NODES, PLACE
 from cortex_kit.bus import Bus
 from cortex_kit.kv import Bucket, Kv, RevisionConflictError
 from cortex_proto.errors import BusError
 from cortex_proto.placement import Epoch
 from cortex_proto.subjects import EPOCH, Key, Topic
-
-from conftest import BusFactory, NatsServer
 
 LIMIT_S = 10.0
 SHORT = Bucket("SHORT", storage="memory", ttl_s=1.0, history=1, republish="cortex.short.>")

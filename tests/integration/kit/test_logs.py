@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+
 from cortex_kit import logs
 from cortex_kit.settings import Log
 
@@ -45,8 +46,8 @@ def test_an_exception_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) ->
     logs.setup("neuron", Log())
 
     try:
-        raise RuntimeError("a bug")
-    except RuntimeError:
+        int("no number")
+    except ValueError:
         structlog.get_logger().exception("crashed")
 
     assert "Traceback" in json.loads(capsys.readouterr().err)["exception"]

@@ -108,7 +108,7 @@ async def test_a_service_reads_the_file_it_is_given(nats_server: NatsServer, tmp
     file.write_text("[gateway]\nlisten = '127.0.0.1:4'")
 
     async with started(nats_server.url, "--config", str(file)) as service:
-        assert await service.printed() == f"127.0.0.1:4 {tmp_path.resolve()}"
+        assert await service.printed() == f"127.0.0.1:4 {tmp_path}"
 
 
 async def test_unusable_settings_are_one_clear_line(nats_server: NatsServer) -> None:
@@ -124,19 +124,19 @@ async def test_an_unusable_catalogue_is_one_clear_line(nats_server: NatsServer) 
         code, errors = await service.ended()
 
     assert code == 2
-    assert errors == "cortex thing: Object missing required field `id` - at `models[...]`\n"
+    assert errors == "cortex thing: Object missing required field `id` - at `models[0]`\n"
 
 
 async def test_a_crash_is_logged_with_its_traceback(nats_server: NatsServer) -> None:
     async with started(nats_server.url, DO="crash") as service:
         crashed = await service.logged("crashed")
 
-        assert 'RuntimeError("a bug")' in crashed["exception"]
+        assert "RuntimeError: a bug" in crashed["exception"]
         assert (await service.ended())[0] == 1
 
 
-async def test_a_service_waits_for_nats_and_can_be_stopped_meanwhile(tmp_path: Path) -> None:
-    async with started(NatsServer(tmp_path).url) as service:
+async def test_a_service_waits_for_nats_and_can_be_stopped_meanwhile(spare_server: NatsServer) -> None:
+    async with started(spare_server.url) as service:
         await service.logged("waiting_for_nats")
 
         service.process.terminate()

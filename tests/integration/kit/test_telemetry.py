@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from cortex_kit import telemetry
 from cortex_kit.bus import Bus
 from cortex_kit.telemetry import Telemetry, now, reporting
@@ -128,9 +129,9 @@ async def test_without_a_change_a_snapshot_comes_all_the_same(
     await heard.start(bus)
 
     async with reporting(bus):
-        seqs = [from_json((await heard.next())[1], Snapshot).seq for _ in range(3)]
+        snapshots: list[Snapshot] = [from_json((await heard.next())[1], Snapshot) for _ in range(3)]
 
-    assert seqs == [1, 2, 3]
+    assert [s.seq for s in snapshots] == [1, 2, 3]
 
 
 async def test_many_changes_make_one_snapshot(bus: Bus) -> None:

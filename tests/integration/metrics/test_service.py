@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
 from conftest import BusFactory, NatsServer
 from cortex_kit.bus import Bus
 from cortex_kit.kv import Kv
@@ -22,7 +24,6 @@ from cortex_proto.fleet import Node
 from cortex_proto.ids import InstanceId, ModelId, NodeId
 from cortex_proto.subjects import Topic, metrics
 from cortex_proto.telemetry import NODES_UP, REQUESTS, ModelUnloaded, Snapshot, Value
-from prometheus_client.parser import text_string_to_metric_families
 
 LABELS = {"model": "m", "node": "atlas"}
 LIMIT_S = 10.0

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
+
 from builders.checkpoints import write_llama
 from builders.engine import request
 from cortex_neuron.engine.cluster import Cluster

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import torch
+
 from builders.checkpoints import write_llama
 from builders.engine import limits, request
 from cortex_neuron.engine.messages import (

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from builders.checkpoints import write_llama
-from builders.neuron import NODE, Gateway, MakeGateway, Start, Watch
+from builders.neuron import CONTEXT, NODE, Gateway, MakeGateway, Start, Watch
 from builders.tokenizers import write_tokenizer
 from cortex_kit.buckets import NODES, PLACE
 from cortex_kit.bus import Bus
@@ -22,8 +23,8 @@ from cortex_proto import subjects
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama of random numbers, with a tokenizer."""
-    return write_tokenizer(write_llama(tmp_path_factory.mktemp("tiny")))
+    """A tiny Llama of random numbers, with a tokenizer, and a context that takes it minutes to fill."""
+    return write_tokenizer(write_llama(tmp_path_factory.mktemp("tiny"), max_position_embeddings=CONTEXT))
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ async def start(
                 "name": NODE,
                 "listen": "127.0.0.1:0",
                 "devices": "cpu",
-                "kv_cache_mb": 16,
+                "kv_cache_mb": 64,
                 "threads": 1,
             }
             settings = Settings(neuron=Neuron(**(defaults | fields)))

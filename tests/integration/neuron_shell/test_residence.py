@@ -6,7 +6,8 @@ import signal
 from pathlib import Path
 
 import psutil
-from builders.neuron import NODE, WITHIN_S, MakeGateway, Start, Watch
+
+from builders.neuron import CONTEXT, NODE, WITHIN_S, MakeGateway, Start, Watch
 from cortex_proto import subjects
 from cortex_proto.errors import Failed, NodeLostError
 from cortex_proto.fleet import Draining, Loading, LoadRefused, Node, Ready, Unloaded
@@ -40,7 +41,7 @@ async def test_a_model_is_loaded_shown_and_unloaded(start: Start) -> None:
 
     assert report.bytes > 0
     assert isinstance(report.state, Ready)
-    assert report.state.context == 1024
+    assert report.state.context == CONTEXT
     node = await node_where(watch, num_replicas=1)
     assert node.devices[0].free_bytes == node.devices[0].total_bytes - report.bytes
     assert node.epoch == 1

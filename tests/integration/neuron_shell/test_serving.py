@@ -2,7 +2,7 @@
 
 import asyncio
 
-from builders.neuron import NODE, Gateway, MakeGateway, Start, Watch
+from builders.neuron import CONTEXT, NODE, Gateway, MakeGateway, Start, Watch
 from cortex_neuron.streams import Limits
 from cortex_proto.errors import BadRequestError, ContextLengthError, Failed, UnavailableError
 from cortex_proto.fleet import Ready
@@ -78,9 +78,9 @@ async def test_what_cannot_be_served_fails_at_once(start: Start, make_gateway: M
     elsewhere = await failure(model=ModelId("other"))
     assert (elsewhere.code, elsewhere.retryable) == (UnavailableError.code, True)
     assert elsewhere.message == "model 'other' is not loaded on node test-node"
-    too_long = await failure(prompt=Text("cat " * 3000))
+    too_long = await failure(prompt=Text("cat " * CONTEXT))
     assert too_long.code == ContextLengthError.code
-    assert "maximum context length is 1024 tokens" in too_long.message
+    assert f"maximum context length is {CONTEXT} tokens" in too_long.message
     tool = await failure(prompt=Chat((ChatTurn("tool", "42"),)))
     assert tool.code == BadRequestError.code
     late = await failure(budget_ms=0, limits=ENDLESS)

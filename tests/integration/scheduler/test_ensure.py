@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from builders.control import ensure, ensure_placed, evicting, scheduling, status
 from builders.fleet import A, B, model
 from builders.nodes import BUSY, IDLE, WAIT_S, ScriptedNode

@@ -2,9 +2,12 @@
 
 import asyncio
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+
 from builders.control import ensure, ensure_placed, scheduling, status
 from builders.fleet import A, model
 from builders.nodes import WAIT_S, ScriptedNode
@@ -118,7 +121,8 @@ async def test_a_server_restart_heals(
     async with scheduling(await bus_factory("scheduler"), tmp_path, X, Y):
         node = await loaded_node(bus, X)
 
-        nats_server.restart()
+        async with cut_off(bus):
+            nats_server.restart()
         await until_reported(node)
         await ensure_placed(bus, Y)
         await node.until(lambda n: n.ready() == [X.id, Y.id])
@@ -133,13 +137,27 @@ async def test_a_server_that_lost_everything_is_told_again(
     async with scheduling(await bus_factory("scheduler"), tmp_path, X, Y):
         node = await loaded_node(bus, X)
 
-        wipe(nats_server)
+        async with cut_off(bus):
+            wipe(nats_server)
         await until_reported(node)
         await ensure_placed(bus, Y)
         await node.until(lambda n: n.ready() == [X.id, Y.id])
 
         assert await desired_models(kv) == [X.id, Y.id]
         assert node.loads == [X.id, Y.id]
+
+
+async def test_what_an_absent_node_should_hold_is_written_again(
+    nats_server: NatsServer, bus_factory: BusFactory, bus: Bus, kv: Kv, tmp_path: Path
+) -> None:
+    async with scheduling(await bus_factory("scheduler"), tmp_path, X, Y):
+        node = await loaded_node(bus, X)
+        await node.leave()
+
+        async with cut_off(bus):
+            wipe(nats_server)
+
+        assert await until_written(kv) == [X.id]
 
 
 async def test_a_new_scheduler_on_a_wiped_server_learns_from_the_nodes(
@@ -150,7 +168,8 @@ async def test_a_new_scheduler_on_a_wiped_server_learns_from_the_nodes(
     async with scheduling(await bus_factory("scheduler"), tmp_path, X, Y):
         await node.until(lambda n: n.epoch == 2)
 
-    wipe(nats_server)
+    async with cut_off(bus):
+        wipe(nats_server)
     async with scheduling(await bus_factory("scheduler"), tmp_path, X, Y):
         await until_reported(node)
         await node.until(lambda n: n.epoch == 3)
@@ -166,6 +185,28 @@ def wipe(nats_server: NatsServer) -> None:
     nats_server.kill()
     shutil.rmtree(nats_server.store)
     nats_server.start()
+
+
+@asynccontextmanager
+async def cut_off(bus: Bus) -> AsyncIterator[None]:
+    """Leave when `bus` is connected again."""
+    back = asyncio.Event()
+
+    async def note() -> None:
+        back.set()
+
+    bus.on_reconnect(note)
+    yield
+    await asyncio.wait_for(back.wait(), WAIT_S)
+
+
+async def until_written(kv: Kv) -> list[ModelId]:
+    """Read the desired document again and again until there is one."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            with suppress(BusError):
+                if await kv.get(subjects.desired(A)):
+                    return await desired_models(kv)
 
 
 async def until_reported(node: ScriptedNode) -> None:

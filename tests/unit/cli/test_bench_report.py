@@ -1,9 +1,10 @@
 """The figures of a benchmark."""
 
 import pytest
-from cortex_cli.bench_report import HEADINGS, Report, Sample, level, quantile, rows, stream_rate
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cortex_cli.bench_report import HEADINGS, Report, Sample, level, quantile, rows, stream_rate
 
 
 def sample(*texts_s: float, started_s: float = 0.0, tokens: int | None = None) -> Sample:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from cortex_cli.main import main
 
 COMMANDS = ("up", "serve", "status", "models", "chat", "tap", "bench", "demo")

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from cortex_cli.errors import CliError
 from cortex_cli.nats_server import NatsServer, default_store_dir, planned, prepared, render
 from cortex_kit.settings import Nats

@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+
 from cortex_cli.errors import CliError
 from cortex_cli.ports import Address, address, free_ports, refuse_if_taken
 

@@ -1,9 +1,10 @@
 """When a program that died is started again."""
 
 import pytest
-from cortex_cli.restart import GOOD_LIFE_S, LONGEST_DELAY_S, Death, decide
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cortex_cli.restart import GOOD_LIFE_S, LONGEST_DELAY_S, Death, decide
 
 
 def lives(*seconds: float) -> tuple[Death, ...]:

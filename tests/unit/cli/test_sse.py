@@ -2,9 +2,10 @@
 
 from itertools import pairwise
 
-from cortex_cli.sse import Comment, Data, Lines
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cortex_cli.sse import Comment, Data, Lines
 
 BODY = (
     ': waiting, 3 s\n\ndata: {"a": "\u00e4"}\r\n\r\nevent: x\nid: 1\ndata:bare\n\ndata: [DONE]\n\n'.encode()

@@ -1,6 +1,7 @@
 """What `cortex status` says of a fleet."""
 
 import pytest
+
 from builders.fleet import A, B, model, node, ready, replica
 from cortex_cli.status import describe, device_rows, model_rows
 from cortex_proto.fleet import Draining, Loading, LoadRefused, ReplicaState, Unloaded

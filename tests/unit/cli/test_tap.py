@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+
 from cortex_cli.tap import legible
 
 

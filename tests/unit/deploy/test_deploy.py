@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+
 from cortex_cli.main import SERVICES
 from cortex_kit import settings
 from cortex_kit.settings import Settings

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from cortex_kit.settings import Settings
 from cortex_proto.telemetry import METRICS
 

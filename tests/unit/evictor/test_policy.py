@@ -1,13 +1,14 @@
 """The eviction policy: who leaves, and who never does."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from builders.fleet import A, resident
 from cortex_evictor.policy import Strategy, choose_victims
 from cortex_proto.catalogue import MIB
 from cortex_proto.ids import ModelId
 from cortex_proto.placement import MakeRoom, NoVictims, Resident, Victims
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def ask(*residents: Resident, need_mib: int = 100, priority: int = 100) -> MakeRoom:

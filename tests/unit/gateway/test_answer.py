@@ -5,6 +5,9 @@ from collections.abc import AsyncGenerator
 
 import httpx
 import msgspec
+from fastapi import FastAPI
+from starlette.types import Message
+
 from cortex_gateway.answer import ChatAnswer
 from cortex_gateway.dialects.openai_answer import ChunkStream
 from cortex_gateway.envelope import add_error_answers, identified
@@ -12,8 +15,6 @@ from cortex_gateway.generate import Note
 from cortex_proto.errors import NodeLostError
 from cortex_proto.generation import Delta, Finished, TextDelta, Timing, Usage
 from cortex_proto.ids import RequestId
-from fastapi import FastAPI
-from starlette.types import Message
 
 END = Finished("stop", Usage(1, 1), Timing(0, 0, 0), "digest")
 Item = Delta | Note | Exception

@@ -2,6 +2,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cortex_gateway.dialects.openai_answer import Chunk, ChunkStream, whole
 from cortex_proto.errors import EngineError, Failed
 from cortex_proto.generation import (
@@ -16,8 +19,6 @@ from cortex_proto.generation import (
     Usage,
 )
 from cortex_proto.ids import NodeId, RequestId
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def finished(reason: FinishReason = "stop") -> Finished:

@@ -2,12 +2,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cortex_gateway.dialects.openai_chat import ChatRequest, read
 from cortex_proto.errors import BadRequestError
 from cortex_proto.generation import Chat, ChatTurn, Generate, Limits, Sampling, ToolCall
 from cortex_proto.ids import InstanceId, ModelId, RequestId, StreamId
-from hypothesis import given
-from hypothesis import strategies as st
 
 HELLO = {"role": "user", "content": "hello"}
 

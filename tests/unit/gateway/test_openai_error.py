@@ -1,5 +1,6 @@
 import msgspec
 import pytest
+
 from cortex_gateway.dialects.openai_error import http_error, plain
 from cortex_proto.errors import (
     BadRequestError,

@@ -1,5 +1,6 @@
 import msgspec
 import pytest
+
 from cortex_gateway.dialects.openai_models import Models
 from cortex_proto.catalogue import Catalogue, Cost, Limit, Model
 from cortex_proto.errors import ModelUnknownError

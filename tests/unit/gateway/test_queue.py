@@ -1,4 +1,5 @@
 import pytest
+
 from cortex_gateway.queue import Waiting
 from cortex_proto.errors import BusyError
 from cortex_proto.ids import ModelId

@@ -1,4 +1,5 @@
 import pytest
+
 from cortex_gateway.routing import Choice, NoReplica, Replicas
 from cortex_proto.fleet import LOAD_LIMIT_S, Draining, Loading, LoadRefused, Ready, ReplicaState, Unloaded
 from cortex_proto.fleet import Replica as FleetReplica

@@ -1,7 +1,8 @@
 import pytest
-from cortex_gateway import sse
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cortex_gateway import sse
 
 
 def test_a_frame_is_one_event() -> None:

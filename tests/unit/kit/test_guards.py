@@ -1,11 +1,12 @@
 """The guards that are plain functions."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cortex_kit.guards import Pace, check_size
 from cortex_kit.ids import new_instance, new_request
 from cortex_proto.errors import PayloadTooLargeError
-from hypothesis import given
-from hypothesis import strategies as st
 
 MAX_PAYLOAD = 8192
 

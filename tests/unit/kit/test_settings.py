@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from cortex_kit.settings import Settings, SettingsError, decode, load
 
 

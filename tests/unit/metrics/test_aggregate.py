@@ -1,6 +1,9 @@
 """Totals over processes that come, go, fall silent, and are heard out of order."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cortex_metrics.aggregate import Aggregate, Bounds, Ignored, Refused, Taken
 from cortex_proto.ids import InstanceId
 from cortex_proto.telemetry import (
@@ -13,8 +16,6 @@ from cortex_proto.telemetry import (
     Snapshot,
     Value,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 LABELS = {"model": "m", "node": "atlas"}
 SERIES = ("m", "atlas")

@@ -1,9 +1,10 @@
 """What Prometheus reads is what was counted."""
 
-from cortex_metrics.exposition import exposition
-from cortex_proto.telemetry import FIRST_TOKEN_S, METRICS, NODES_UP, REQUESTS
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+
+from cortex_metrics.exposition import exposition
+from cortex_proto.telemetry import FIRST_TOKEN_S, METRICS, NODES_UP, REQUESTS
 
 SERIES = ("Qwen/Qwen3-0.6B", "atlas")
 LABELS = {"model": "Qwen/Qwen3-0.6B", "node": "atlas"}

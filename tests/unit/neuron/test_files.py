@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from cortex_neuron.files import Weights, locate
 from cortex_proto.catalogue import Model
 from cortex_proto.errors import LoadFailedError

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import psutil
 import pytest
+
 from cortex_kit.settings import Neuron, SettingsError
 from cortex_neuron.hardware import Reading, discover, nvidia_smi, read
 from cortex_proto.catalogue import MIB

@@ -1,13 +1,14 @@
 """The ledger never promises a byte twice."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from cortex_neuron.memory import Fit, Ledger, Need, Room, fit
 from cortex_proto.catalogue import MIB
 from cortex_proto.fleet import Share
 from cortex_proto.ids import ModelId
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 A, B = ModelId("a"), ModelId("b")
 

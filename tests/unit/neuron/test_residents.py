@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import pytest
+
 from cortex_neuron.residents import (
     RETRY_S,
     STABLE_S,

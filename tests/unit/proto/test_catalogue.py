@@ -1,6 +1,7 @@
 """`models.toml` is read whole or refused with the key and the model that are at fault."""
 
 import pytest
+
 from cortex_proto.catalogue import CatalogueError, Cost, Limit, Model, parse
 from cortex_proto.ids import ModelId, NodeId
 

@@ -1,6 +1,7 @@
 """Errors keep their kind across the bus, and a bug of ours shows no more than that it is one."""
 
 import pytest
+
 from cortex_proto import errors
 from cortex_proto.errors import CortexError, Failed, from_wire, to_wire
 

@@ -3,10 +3,11 @@
 import re
 
 import pytest
-from cortex_proto.errors import BadRequestError
-from cortex_proto.ids import NodeId, RequestId, node_id, stream_id, token, untoken
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cortex_proto.errors import BadRequestError
+from cortex_proto.ids import NodeId, RequestId, node_id, stream_id, token, untoken
 
 SUBJECT_TOKEN = re.compile(r"[^\s.*>]+")
 KV_KEY = re.compile(r"[-/_=.a-zA-Z0-9]+")

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+
 from cortex_proto import errors, fleet, generation, placement, subjects, telemetry
 from cortex_proto.stream import Digest
 from cortex_proto.subjects import Call, Key, Topic

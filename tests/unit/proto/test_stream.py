@@ -1,6 +1,9 @@
 """A stream reaches the gateway whole and in order, or ends with an error: never silently wrong."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cortex_proto.errors import StreamBrokenError
 from cortex_proto.generation import (
     Accepted,
@@ -15,8 +18,6 @@ from cortex_proto.generation import (
 )
 from cortex_proto.ids import NodeId, StreamId
 from cortex_proto.stream import Checking, Digest, Numbering
-from hypothesis import given
-from hypothesis import strategies as st
 
 STREAM = StreamId("r-0")
 

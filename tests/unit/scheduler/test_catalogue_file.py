@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from cortex_proto.catalogue import CatalogueError
 from cortex_scheduler.catalogue_file import read_catalogue
 

@@ -1,6 +1,7 @@
 """What the scheduler makes of what nodes say: who lives, what is free, who is busy, how big a model is."""
 
 import pytest
+
 from builders.fleet import A, B, catalogue, desired, model, node, ready, replica
 from cortex_proto.catalogue import MIB, Model
 from cortex_proto.fleet import NODE_LIMIT_S, Draining, Loading, LoadRefused, Node, ReplicaState, Unloaded

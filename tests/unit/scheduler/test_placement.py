@@ -1,6 +1,11 @@
 """Where a model goes: the order of preference, the arithmetic per device, and the reasons."""
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from builders.fleet import A, B, C, model, resident, site, tenant
 from cortex_proto.catalogue import MIB, Model
 from cortex_proto.errors import LoadFailedError, NoRoomError, UnavailableError
@@ -18,8 +23,6 @@ from cortex_scheduler.placement import (
     place,
     question,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 M = model("m")
 NO_MEMORY = LoadRefused("needs 300 MiB, 200 free", need_bytes=300 * MIB, free_bytes=200 * MIB)
@@ -201,6 +204,19 @@ def test_the_evictor_is_asked_about_the_device_that_lacks_most() -> None:
 
     assert (ask.node, ask.need_bytes, ask.priority) == (A, 200 * MIB, 150)
     assert [(r.model, r.bytes // MIB) for r in ask.residents] == [("cold", 400), ("spread", 200)]
+
+
+def test_room_is_made_where_nobody_is_busy() -> None:
+    idle = tenant(resident("idle", mib=300), devices=(1,))
+    two_devices = site(A, BUSY, idle, free_mib=[0, 0], need_mib=200)
+
+    assert [r.model for r in question(M, two_devices).residents] == ["idle"]
+
+
+def test_a_share_is_rounded_up() -> None:
+    odd = replace(site(A, free_mib=[50, 50]), need_bytes=100 * MIB + 1)
+
+    assert fit(model(devices=2), odd) is None
 
 
 def test_room_for_many_devices_is_made_one_device_at_a_time() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, assert_never
 
 import msgspec
+from msgspec import UNSET, UnsetType
+
 from cortex_proto import generation
 from cortex_proto.errors import Failed, from_wire
 from cortex_proto.generation import (
@@ -19,7 +21,6 @@ from cortex_proto.generation import (
     ToolCallDelta,
 )
 from cortex_proto.ids import RequestId
-from msgspec import UNSET, UnsetType
 
 
 class CachedTokens(msgspec.Struct, frozen=True):

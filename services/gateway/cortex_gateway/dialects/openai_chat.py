@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
+
 from cortex_proto.errors import BadRequestError
 from cortex_proto.generation import Chat, ChatTurn, Generate, Limits, Role, Sampling, ToolCall
 from cortex_proto.ids import InstanceId, ModelId, RequestId, stream_id
-from msgspec import Meta
 
 _MAX_COUNT = 2**31
 _MAX_NAMED = 32

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import msgspec
+
 from cortex_proto.errors import BadRequestError, BusyError, CortexError, NoRoomError
 
 

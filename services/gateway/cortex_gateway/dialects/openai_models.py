@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
+
 from cortex_proto.catalogue import Catalogue, Cost, Limit, Model
 from cortex_proto.errors import ModelUnknownError
 from cortex_proto.fleet import Draining, Loading, LoadRefused, Ready, Replica, ReplicaState
 from cortex_proto.ids import ModelId, NodeId
-from msgspec import UNSET, UnsetType
 
 
 class Location(msgspec.Struct, frozen=True):

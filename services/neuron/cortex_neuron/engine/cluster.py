@@ -8,9 +8,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
-from cortex_proto.errors import EngineError, LoadFailedError, from_wire
-from cortex_proto.ids import StreamId
-
 from cortex_neuron.engine.messages import (
     Broken,
     CancelRequest,
@@ -24,6 +21,8 @@ from cortex_neuron.engine.messages import (
     StepEvents,
 )
 from cortex_neuron.engine.process import RankProcess
+from cortex_proto.errors import EngineError, LoadFailedError, from_wire
+from cortex_proto.ids import StreamId
 
 OnEvents = Callable[[StepEvents], None]
 OnProgress = Callable[[str, float], None]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+
 from cortex_proto.errors import Failed
 from cortex_proto.ids import StreamId
 from cortex_proto.wire import Message

@@ -13,10 +13,9 @@ import time
 
 import structlog
 import torch
+
 from cortex_kit import logs, settings
 from cortex_kit.tether import tether_to_parent
-from cortex_proto.errors import CortexError, EngineError, LoadFailedError, to_wire
-
 from cortex_neuron.engine.messages import (
     Broken,
     CancelRequest,
@@ -39,6 +38,7 @@ from cortex_neuron.engine.plan import Plan
 from cortex_neuron.engine.runner import Runner
 from cortex_neuron.engine.scheduler import Limits, Scheduler
 from cortex_neuron.model.spec import PAGE
+from cortex_proto.errors import CortexError, EngineError, LoadFailedError, to_wire
 
 log = structlog.get_logger()
 _CHUNK_BYTES = 1 << 16

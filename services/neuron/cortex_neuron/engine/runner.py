@@ -3,7 +3,6 @@
 from typing import Self
 
 import torch
-from cortex_proto.errors import LoadFailedError
 
 from cortex_neuron.engine.messages import LoadOptions
 from cortex_neuron.engine.plan import Plan
@@ -14,6 +13,7 @@ from cortex_neuron.model.checkpoint import OnProgress
 from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.load import load
 from cortex_neuron.model.spec import PAGE, ModelSpec, kv_page_bytes
+from cortex_proto.errors import LoadFailedError
 
 
 class Runner:

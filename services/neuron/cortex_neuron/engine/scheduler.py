@@ -14,13 +14,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from cortex_proto.errors import BadRequestError, BusyError, ContextLengthError
-from cortex_proto.ids import StreamId
-
 from cortex_neuron.engine.cache import Pages
 from cortex_neuron.engine.messages import Ended, EndReason, EngineRequest, Event, Sampled
 from cortex_neuron.engine.plan import Draw, Plan, PlanRow
 from cortex_neuron.model.spec import PAGE
+from cortex_proto.errors import BadRequestError, BusyError, ContextLengthError
+from cortex_proto.ids import StreamId
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from cortex_proto.errors import LoadFailedError
 from safetensors import safe_open
 from torch import Tensor
 
 from cortex_neuron.model import hf_directory
 from cortex_neuron.model.spec import HEAD_WEIGHT
+from cortex_proto.errors import LoadFailedError
 
 OnProgress = Callable[[str, float], None]
 """Told the stage, and how much of it is done, from 0 to 1."""

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cortex_proto.errors import LoadFailedError
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from cortex_neuron.model import gguf_header
 from cortex_neuron.model.gguf_header import TensorAt
+from cortex_proto.errors import LoadFailedError
 
 _PERMUTING = frozenset({"llama"})
 """Architectures whose converter reorders the rows of q and k."""

@@ -122,14 +122,13 @@ def hf_name(name: str) -> str:
 
 def _rope(header: Header) -> dict[str, Any]:
     arch, own = header.architecture, header.settings
-    width = own.get(f"{arch}.attention.key_length") or (
-        own.get(f"{arch}.embedding_length", 0) // own.get(f"{arch}.attention.head_count", 1)
-    )
+    num_heads = own.get(f"{arch}.attention.head_count") or 1
+    width = own.get(f"{arch}.attention.key_length") or own.get(f"{arch}.embedding_length", 0) // num_heads
     kind = own.get(f"{arch}.rope.scaling.type", "none")
     return {
         "rope_type": "default" if kind == "none" else kind,
         "factor": own.get(f"{arch}.rope.scaling.factor", 1.0),
-        "partial_rotary_factor": own.get(f"{arch}.rope.dimension_count", width) / width,
+        "partial_rotary_factor": own.get(f"{arch}.rope.dimension_count", width) / width if width else 1.0,
     }
 
 
@@ -159,7 +158,8 @@ class _Cursor:
         version, num_tensors, num_settings = self.scalar("I"), self.scalar("Q"), self.scalar("Q")
         if version not in (2, 3):
             raise ValueError(f"version {version} is not supported; supported: 2, 3")
-        settings = {self.string(): self.value(self.scalar("I")) for _ in range(num_settings)}
+        pairs = [(self.string(), self.value(self.scalar("I"))) for _ in range(num_settings)]
+        settings = {name: value for name, value in pairs if value is not None}
         tensors = dict(self.tensor() for _ in range(num_tensors))
         alignment = settings.get("general.alignment", 32)
         base = -(-self.at // alignment) * alignment

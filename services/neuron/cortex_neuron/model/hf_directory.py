@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cortex_proto.errors import LoadFailedError
 from safetensors import SafetensorError, safe_open
+
+from cortex_proto.errors import LoadFailedError
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

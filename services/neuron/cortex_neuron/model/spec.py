@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from cortex_proto.errors import LoadFailedError
 
 from cortex_neuron.model import gguf_header, hf_directory
 from cortex_neuron.model.rope import Rope, RopeConfig, rope
+from cortex_proto.errors import LoadFailedError
 
 PAGE = 64
 """Tokens whose keys and values one page holds."""
@@ -49,18 +49,21 @@ class ModelSpec:
     qk_norm: bool = False
 
 
+_Count = Annotated[int, msgspec.Meta(gt=0)]
+
+
 class _Config(msgspec.Struct, frozen=True):
     """The keys of config.json that shape the computation; a GGUF header is read into the same."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    vocab_size: int
+    hidden_size: _Count
+    intermediate_size: _Count
+    num_hidden_layers: _Count
+    num_attention_heads: _Count
+    vocab_size: _Count
     model_type: str
-    max_position_embeddings: int = 2048
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    max_position_embeddings: _Count = 2048
+    num_key_value_heads: _Count | None = None
+    head_dim: _Count | None = None
     hidden_act: str = "silu"
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False

@@ -4,10 +4,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from cortex_proto.errors import BadRequestError
-from cortex_proto.generation import Chat, ChatTurn, ToolCall
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
+
+from cortex_proto.errors import BadRequestError
+from cortex_proto.generation import Chat, ChatTurn, ToolCall
 
 _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 """What a template raises on purpose, or by mishandling a conversation that it does not foresee."""

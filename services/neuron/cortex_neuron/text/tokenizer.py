@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cortex_proto.errors import BadRequestError, LoadFailedError
-from cortex_proto.generation import Chat, Prompt, Sampling, Text
 from tokenizers import Tokenizer
 
 from cortex_neuron.text.answer import Answer
 from cortex_neuron.text.template import Template
+from cortex_proto.errors import BadRequestError, LoadFailedError
+from cortex_proto.generation import Chat, Prompt, Sampling, Text
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """The page allocator: nothing is lost or given twice, and owners stay adjacent where they can."""
 
-from cortex_neuron.engine.cache import Pages
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cortex_neuron.engine.cache import Pages
 
 
 @given(

@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from builders.engine import request
 from cortex_neuron.engine.messages import (
     MAX_MESSAGE_BYTES,
@@ -21,8 +24,6 @@ from cortex_neuron.engine.messages import (
 )
 from cortex_proto.errors import BusyError, to_wire
 from cortex_proto.ids import StreamId
-from hypothesis import given
-from hypothesis import strategies as st
 
 ID = StreamId("a")
 STEP = StepEvents(

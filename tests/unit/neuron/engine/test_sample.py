@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cortex_neuron.engine.plan import Draw
-from cortex_neuron.engine.sample import sample, uniform
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cortex_neuron.engine.plan import Draw
+from cortex_neuron.engine.sample import sample, uniform
 
 GREEDY = Draw(temperature=0.0, top_p=1.0, top_k=0, seed=0, index=0)
 FREE = replace(GREEDY, temperature=1.0)

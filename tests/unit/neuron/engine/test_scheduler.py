@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from builders.engine import EOS, VOCAB, Bench, alone, limits, request
 from cortex_neuron.engine.messages import Sampled
 from cortex_neuron.engine.plan import Plan
@@ -10,8 +13,6 @@ from cortex_neuron.engine.scheduler import Scheduler
 from cortex_neuron.model.spec import PAGE
 from cortex_proto.errors import BadRequestError, BusyError, ContextLengthError
 from cortex_proto.ids import StreamId
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def shape(plan: Plan) -> list[tuple[str, int, bool]]:

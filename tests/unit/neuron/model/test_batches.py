@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from builders.checkpoints import write_llama
 from builders.models import load_quietly, logits_at_each, pool, random_tokens
 from cortex_neuron.model.batch import PAGE, Batch, Row
@@ -13,7 +15,6 @@ from cortex_neuron.model.causal import CausalModel
 from cortex_neuron.model.dense import Layer
 from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.spec import read_spec
-from torch import Tensor
 
 LENGTH = 200
 TOKENS = random_tokens(LENGTH)

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from builders.checkpoints import write_gguf, write_llama
 from builders.models import load_quietly, logits_at_each, random_tokens
 from cortex_neuron.model.load import load
 from cortex_proto.errors import LoadFailedError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 
 def _rewrite(path: Path, *, without: tuple[str, ...] = (), extra: dict[str, Tensor] | None = None) -> Path:
@@ -45,7 +46,7 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
 def test_a_long_list_of_names_is_cut_short(tmp_path: Path) -> None:
     path = _rewrite(write_llama(tmp_path), extra={f"extra.{i}": torch.ones(1) for i in range(20)})
 
-    with pytest.raises(LoadFailedError, match=r"extra\.\d+ and 12 more;?"):
+    with pytest.raises(LoadFailedError, match=r"extra\.\d+ and 12 more"):
         load_quietly(path)
 
 

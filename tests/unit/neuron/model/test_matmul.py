@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from builders.checkpoints import write_llama
 from builders.models import load_quietly, logits_at_each
 from cortex_neuron.model import matmul

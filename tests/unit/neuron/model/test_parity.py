@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from builders.checkpoints import write_gguf, write_llama, write_qwen2, write_qwen3
 from builders.models import load_quietly, logits_at_each, pool, random_tokens, reference, reference_logits
 from cortex_neuron.model.batch import Batch

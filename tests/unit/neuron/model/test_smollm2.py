@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
 from builders.models import load_quietly, pool, reference_logits, smollm2
 from cortex_neuron.model.batch import Batch
 from cortex_neuron.model.causal import CausalModel
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 # The chat template's rendering of "Tell me about the sea.", with the system prompt.
 PROMPT = [

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFWriter
+
 from builders.checkpoints import write_gguf, write_llama, write_qwen3
 from builders.models import load_quietly, smollm2
 from cortex_neuron.model.kv import KvPool
@@ -105,6 +107,7 @@ def test_a_head_that_is_absent_is_the_embedding(tmp_path: Path) -> None:
         ({"num_key_value_heads": 3}, "4 heads cannot share 3 kv heads"),
         ({"hidden_size": None}, "missing required field `hidden_size`"),
         ({"num_hidden_layers": "three"}, "num_hidden_layers"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
     ],
     ids=str,
 )
@@ -122,6 +125,21 @@ def test_a_model_of_another_kind_is_refused_before_its_weights_are_looked_for(tm
 
     with pytest.raises(LoadFailedError, match="'mamba' is not supported"):
         read_spec(tmp_path)
+
+
+@pytest.mark.parametrize(("architecture", "experts"), [("mamba", 0), ("llama", 8)])
+def test_a_gguf_file_of_another_kind_is_refused(tmp_path: Path, architecture: str, experts: int) -> None:
+    writer = GGUFWriter(tmp_path / "m.gguf", architecture)
+    writer.add_head_count([4, 0])
+    writer.add_expert_count(experts)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+    with pytest.raises(
+        LoadFailedError, match=f"'{architecture}.*' is not supported; supported: llama, qwen2"
+    ):
+        read_spec(tmp_path / "m.gguf")
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Detokenising: whole characters only, and nothing lost."""
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from builders.tokenizers import byte_tokenizer
 from cortex_neuron.text.answer import Answer
 from cortex_neuron.text.detokenizer import Detokenizer
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 TOKENIZER = byte_tokenizer()
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"

@@ -3,9 +3,10 @@
 import itertools
 
 import pytest
-from cortex_neuron.text.stop import StopStrings
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cortex_neuron.text.stop import StopStrings
 
 TEXTS = st.text(alphabet="abc", max_size=30)
 STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from builders.tokenizers import CHAT_TEMPLATE, byte_tokenizer, write_tokenizer
 from cortex_neuron.text import conversion
 from cortex_neuron.text.template import Template

@@ -56,7 +56,7 @@ class Gateway:
         self._num_requests += 1
         request = RequestId(f"{self.id}{self._num_requests:04}")
         stream = stream_id(request, 0)
-        fields = {"prompt": Text("the cat"), "sampling": Sampling(temperature=0.0)} | fields
+        fields = {"prompt": Text("the cat"), "sampling": Sampling(temperature=1.0, seed=7)} | fields
         message = Generate(request, stream, self.id, model, **fields)
         topic = subjects.request(model, to) if to else subjects.request_any(model)
         await self.bus.publish(topic, message, reply=subjects.tokens(self.id, "0", stream).subject)
@@ -96,6 +96,9 @@ class Watch:
     def __init__(self, kv: Kv, path: Path) -> None:
         self.kv = kv
         self.path = path
+        self.listen = ""
+        self.life = contextlib.AsyncExitStack()
+        """The neuron runs until this is left."""
         self.reports: list[Replica] = []
         self._news = asyncio.Condition()
 
@@ -110,6 +113,10 @@ class Watch:
     async def want(self, *models: Model, epoch: int = 1) -> None:
         assignments = tuple(Assignment(model, (0,), "the test wants it") for model in models)
         await self.kv.put(subjects.desired(NODE), Desired(NODE, epoch, assignments))
+
+    async def stop(self) -> None:
+        """Stop the neuron as SIGTERM does."""
+        await self.life.aclose()
 
     async def news(self) -> None:
         """Wait for the next report, or a little."""

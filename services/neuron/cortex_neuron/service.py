@@ -125,6 +125,7 @@ class Neuron:
 
     async def _drain(self, converging: "asyncio.Task[None]") -> None:
         """Let requests under way end, unload everything, and send what is left to send."""
+        self._serving.refuse_new()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_LIMIT_S):
                 while self._serving.num_live:

@@ -44,6 +44,7 @@ class Serving:
         self._streams = Streams(limits)
         self._replicas: dict[ModelId, Replica] = {}
         self._closed: set[ModelId] = set()
+        self._is_leaving = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -86,14 +87,18 @@ class Serving:
         for stream in self._streams.of(model):
             self._fail(stream, to_wire(error))
 
+    def refuse_new(self) -> None:
+        """Take no new requests at all: this node is about to leave."""
+        self._is_leaving = True
+
     def request(self, generate: Generate) -> None:
         """Take in a request: accept it at once, or say at once why not."""
         stream = self._streams.open(generate, self._clock())
         if stream is None:
             return
         replica = self._replicas.get(generate.model)
-        if replica is None or generate.model in self._closed:
-            because = f"model {generate.model!r} is not loaded on node {self._node}"
+        if replica is None or self._is_leaving or generate.model in self._closed:
+            because = f"model {generate.model!r} is not loaded on node {self._node}, or is leaving"
             self._fail(stream, to_wire(UnavailableError(because)))
         elif (num_live := self.num_live[generate.model]) > replica.capacity:
             because = f"{num_live - 1} requests run or wait for {generate.model!r} on node {self._node}"

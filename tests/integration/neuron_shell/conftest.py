@@ -9,7 +9,7 @@ import pytest
 
 from builders.checkpoints import write_llama
 from builders.neuron import CONTEXT, NODE, Gateway, MakeGateway, Start, Watch
-from builders.tokenizers import write_tokenizer
+from builders.tokenizers import byte_tokenizer, write_tokenizer
 from cortex_kit.buckets import NODES, PLACE
 from cortex_kit.bus import Bus
 from cortex_kit.kv import Kv
@@ -24,7 +24,8 @@ from cortex_proto import subjects
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama of random numbers, with a tokenizer, and a context that takes it minutes to fill."""
-    return write_tokenizer(write_llama(tmp_path_factory.mktemp("tiny"), max_position_embeddings=CONTEXT))
+    size = {"vocab_size": byte_tokenizer().get_vocab_size(), "max_position_embeddings": CONTEXT}
+    return write_tokenizer(write_llama(tmp_path_factory.mktemp("tiny"), **size))
 
 
 @pytest.fixture
@@ -50,7 +51,9 @@ async def start(
             }
             settings = Settings(neuron=Neuron(**(defaults | fields)))
             context = Context(settings, bus, Kv(bus), Telemetry(bus), tmp_path)
-            await stack.enter_async_context(run(context, limits or Limits()))
+            watch.listen = settings.neuron.listen
+            await stack.enter_async_context(watch.life)
+            await watch.life.enter_async_context(run(context, limits or Limits()))
             return watch
 
         yield begin

@@ -3,19 +3,28 @@
 import asyncio
 import os
 import signal
+import socket
 from pathlib import Path
 
+import httpx
 import psutil
 
 from builders.neuron import CONTEXT, NODE, WITHIN_S, MakeGateway, Start, Watch
 from cortex_proto import subjects
 from cortex_proto.errors import Failed, NodeLostError
 from cortex_proto.fleet import Draining, Loading, LoadRefused, Node, Ready, Unloaded
-from cortex_proto.generation import Limits, TextDelta
+from cortex_proto.generation import Accepted, Finished, Limits, TextDelta
 from cortex_proto.ids import ModelId
 
 TINY = ModelId("tiny")
 ENDLESS = Limits(ignore_eos=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 async def node_where(watch: Watch, num_replicas: int) -> Node:
@@ -122,7 +131,7 @@ async def test_a_draining_model_that_is_wanted_again_serves_on(
     await watch.until(Ready)
 
     again = await gateway.generate(TINY, to=None, limits=Limits(max_tokens=3))
-    await gateway.deltas_of(again, until=TextDelta)
+    await gateway.deltas_of(again, until=Finished)
     assert ranks()[0].pid == pid
     await gateway.cancel(stream)
 
@@ -160,3 +169,40 @@ async def test_an_unwanted_load_is_aborted_and_frees_its_memory(start: Start) ->
     node = await node_where(watch, num_replicas=0)
     assert node.devices[0].free_bytes == node.devices[0].total_bytes
     assert ranks() == []
+
+
+async def test_a_node_that_stops_finishes_its_answers_and_leaves_nothing(
+    start: Start, make_gateway: MakeGateway
+) -> None:
+    watch = await start()
+    await watch.want(watch.model())
+    await watch.until(Ready)
+    gateway = await make_gateway()
+    stream = await gateway.generate(TINY, limits=Limits(max_tokens=200, ignore_eos=True))
+    await gateway.deltas_of(stream, until=Accepted)
+
+    await watch.stop()
+
+    assert isinstance((await gateway.deltas_of(stream, until=Finished))[-1], Finished)
+    assert await watch.kv.get(subjects.node(NODE)) is None
+    assert ranks() == []
+
+
+async def test_the_pages_for_people_show_what_is_loaded(start: Start) -> None:
+    watch = await start(listen=f"127.0.0.1:{free_port()}")
+    await watch.want(watch.model())
+    await watch.until(Ready)
+
+    async with httpx.AsyncClient(base_url=f"http://{watch.listen}") as client:
+        health, discovery, models, nothing = [
+            await client.get(path) for path in ("/health", "/discovery", "/models", "/nothing")
+        ]
+
+    assert health.json()["status"] == "ok"
+    assert health.json()["models"][0]["status"] == "loaded"
+    assert health.json()["devices"][0]["memory_free_mib"] > 0
+    assert discovery.json()["devices"][0]["kind"] == "cpu"
+    assert models.json()[0]["limit"] == {"context": CONTEXT}
+    assert models.json()[0]["memory_mib"] > 0
+    assert nothing.status_code == 404
+    assert nothing.json()["error"]["message"] == "GET /nothing: Not Found"

@@ -77,7 +77,7 @@ async def test_what_cannot_be_served_fails_at_once(start: Start, make_gateway: M
 
     elsewhere = await failure(model=ModelId("other"))
     assert (elsewhere.code, elsewhere.retryable) == (UnavailableError.code, True)
-    assert elsewhere.message == "model 'other' is not loaded on node test-node"
+    assert elsewhere.message == "model 'other' is not loaded on node test-node, or is leaving"
     too_long = await failure(prompt=Text("cat " * CONTEXT))
     assert too_long.code == ContextLengthError.code
     assert f"maximum context length is {CONTEXT} tokens" in too_long.message

@@ -96,9 +96,9 @@ class Neuron:
             try:
                 yield
             finally:
+                await self._drain(converging)
                 for subscription in subscriptions:
                     await subscription.stop()
-                await self._drain(converging)
                 await end(*tasks)
                 with contextlib.suppress(BusError):
                     await self._kv.delete(subjects.node(self.id))

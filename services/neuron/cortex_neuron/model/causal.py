@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cortex_neuron.model.attention import LayerCache
 from cortex_neuron.model.batch import Batch
-from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.group import SOLO, Group
+from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.layers import Embedding, Empty, Linear, Places, RMSNorm, Rotary
 from cortex_neuron.model.parallel import Head, TiedHead, embedding
 from cortex_neuron.model.places import Place
@@ -45,9 +45,7 @@ class Decoder(nn.Module):
 class CausalModel(nn.Module):
     """Predicts the next token of every row of a batch; or one rank's part of what does."""
 
-    def __init__(
-        self, spec: ModelSpec, make_layer: MakeLayer, empty: Empty, group: Group = SOLO
-    ) -> None:
+    def __init__(self, spec: ModelSpec, make_layer: MakeLayer, empty: Empty, group: Group = SOLO) -> None:
         super().__init__()
         self.spec = spec
         self.group = group

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store  # type: ignore[attr-defined]  # torch marks no exports
 
 from cortex_neuron.model.shard import ALONE, Shard
 
@@ -55,7 +56,7 @@ class Solo:
 class Peers:
     """One of several ranks, over NCCL on GPUs and gloo on CPUs; there can be one in a process."""
 
-    def __init__(self, shard: Shard, store: dist.Store, device: torch.device) -> None:
+    def __init__(self, shard: Shard, store: Store, device: torch.device) -> None:
         self.shard = shard
         on_gpu = device.type == "cuda"
         if on_gpu:

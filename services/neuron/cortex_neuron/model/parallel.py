@@ -11,7 +11,6 @@ A rank holds a share of V, and of O or I; D, T and R are whole.
 
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

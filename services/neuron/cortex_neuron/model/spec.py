@@ -189,17 +189,16 @@ DEFAULT_STEP = Step()
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one load takes, in bytes."""
+    """What one load takes of each device, in bytes, beside keys and values."""
 
     weight_bytes: int
-    kv_bytes: int
     workspace_bytes: int
     process_bytes: int
 
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        return self.weight_bytes + self.kv_bytes + self.workspace_bytes + self.process_bytes
+        return self.weight_bytes + self.workspace_bytes + self.process_bytes
 
 
 CPU_PROCESS_BYTES = 320 * 2**20
@@ -209,7 +208,6 @@ CPU_PROCESS_BYTES = 320 * 2**20
 def footprint(
     spec: ModelSpec,
     dtype: str,
-    kv_bytes: int,
     step: Step = DEFAULT_STEP,
     device: Literal["cpu", "cuda"] = "cpu",
     world: int = 1,
@@ -223,7 +221,6 @@ def footprint(
     packed_head = _share(spec.vocab_size, world) * spec.dim if spec.tied and device == "cpu" else 0
     return Footprint(
         weight_bytes=(_parameters_of_leader(spec, world) + packed_head) * size,
-        kv_bytes=kv_bytes,
         workspace_bytes=_workspace_bytes(_part_of(spec, world), size, step),
         process_bytes=CPU_PROCESS_BYTES if device == "cpu" else 0,
     )

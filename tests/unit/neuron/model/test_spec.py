@@ -176,17 +176,17 @@ def test_the_footprint_covers_the_weights_that_are_held(tmp_path: Path, *, tied:
     spec = read_spec(path)
     model = load_quietly(path)
 
-    booked = footprint(spec, "float32", kv_bytes=1000)
+    booked = footprint(spec, "float32")
 
     packed = sum(p.numel() for linear in model.linears() for p in [linear.form.packed])  # type: ignore[attr-defined]
     assert booked.weight_bytes == 4 * (packed + sum(p.numel() for p in model.parameters()))
-    assert booked.total_bytes == 1000 + booked.weight_bytes + booked.workspace_bytes + booked.process_bytes
+    assert booked.total_bytes == booked.weight_bytes + booked.workspace_bytes + booked.process_bytes
 
 
 def test_a_gpu_holds_a_tied_table_once_and_no_process() -> None:
     spec = read_spec(smollm2())
 
-    on_gpu = footprint(spec, "bfloat16", kv_bytes=0, device="cuda")
+    on_gpu = footprint(spec, "bfloat16", device="cuda")
 
     assert on_gpu.weight_bytes == 2 * 134_515_008
     assert on_gpu.process_bytes == 0
@@ -196,8 +196,7 @@ def test_a_bigger_step_needs_more_workspace() -> None:
     spec = read_spec(smollm2())
 
     small, big = (
-        footprint(spec, "float32", kv_bytes=0, step=Step(max_batch=num, prefill_tokens=64)).workspace_bytes
-        for num in (1, 32)
+        footprint(spec, "float32", Step(max_batch=num, prefill_tokens=64)).workspace_bytes for num in (1, 32)
     )
 
     assert big - small >= 31 * spec.vocab_size * 4

@@ -15,6 +15,10 @@ def indices(cut: Cut) -> list[int]:
     return [index for span in cut.spans for index in span]
 
 
+def joined(cuts: list[Cut]) -> list[int]:
+    return [index for cut in cuts for index in indices(cut)]
+
+
 def ranks(world: int) -> list[Shard]:
     return [Shard(rank, world) for rank in range(world)]
 
@@ -23,7 +27,7 @@ def ranks(world: int) -> list[Shard]:
 def test_spans_of_all_ranks_make_up_the_whole_in_order(world: int, share: int, width: int) -> None:
     cuts = [shard.span(world * share, width) for shard in ranks(world)]
 
-    assert sum(map(indices, cuts), []) == list(range(world * share * width))
+    assert joined(cuts) == list(range(world * share * width))
     assert {cut.size for cut in cuts} == {share * width}
     assert {cut.whole for cut in cuts} == {world * share * width}
 
@@ -32,7 +36,7 @@ def test_spans_of_all_ranks_make_up_the_whole_in_order(world: int, share: int, w
 def test_padded_spans_of_all_ranks_make_up_the_whole_within_equal_shares(world: int, num: int) -> None:
     cuts = [shard.padded(num) for shard in ranks(world)]
 
-    assert sum(map(indices, cuts), []) == list(range(num))
+    assert joined(cuts) == list(range(num))
     assert all(cut.size <= shard.share(num) for cut, shard in zip(cuts, ranks(world), strict=True))
 
 

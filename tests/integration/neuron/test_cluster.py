@@ -15,7 +15,7 @@ from builders.checkpoints import write_llama
 from builders.clusters import COUNT, PROMPTS, Desk, ask, bounded, is_alive, tiny
 from cortex_neuron.engine.messages import Ended, LoadOptions, Refused
 from cortex_neuron.model.spec import kv_page_bytes, read_spec
-from cortex_proto.errors import EngineError, LoadFailedError
+from cortex_proto.errors import NodeLostError, LoadFailedError
 from cortex_proto.ids import StreamId
 
 
@@ -136,7 +136,7 @@ async def test_a_killed_rank_is_reported_dead(options: LoadOptions) -> None:
     os.kill(desk.cluster.pids[0], signal.SIGKILL)
 
     assert await bounded(desk.cluster.died) == "rank 0 was killed by SIGKILL"
-    with pytest.raises(EngineError):
+    with pytest.raises(NodeLostError):
         desk.cluster.submit(ask("b", PROMPTS[0]))
     await bounded(desk.cluster.close())
 

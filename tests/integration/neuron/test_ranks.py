@@ -12,7 +12,7 @@ import pytest_asyncio
 from builders.checkpoints import write_llama
 from builders.clusters import COUNT, PROMPTS, Desk, ask, bounded, is_alive, tiny
 from cortex_neuron.engine.messages import LoadOptions
-from cortex_proto.errors import EngineError, LoadFailedError
+from cortex_proto.errors import NodeLostError, LoadFailedError
 from cortex_proto.ids import StreamId
 
 SOME = (0, 2, 5)
@@ -80,7 +80,7 @@ async def test_a_killed_rank_ends_the_cluster_and_another_can_be_started(
     os.kill(desk.cluster.pids[rank], signal.SIGKILL)
 
     assert "rank" in await bounded(desk.cluster.died)
-    with pytest.raises(EngineError):
+    with pytest.raises(NodeLostError):
         desk.cluster.submit(ask("b", PROMPTS[0]))
     await bounded(desk.cluster.close())
     assert not any(map(is_alive, desk.cluster.pids))

@@ -82,7 +82,7 @@ def fused_product(cut: Cut, shard: Shard) -> torch.Tensor:
     weight = torch.randn(FUSED, 5, generator=generator)
     x = torch.randn(5, generator=generator)
     num_k, num_v = NUM_K // shard.world, NUM_V // shard.world
-    q, k, v = (weight[indices(cut)] @ x).view(-1, WIDTH).split([num_k, num_k, num_v])
+    q, k, v = (weight[indices(cut)] @ x).view(-1, WIDTH).tensor_split([num_k, 2 * num_k])
     return (q * k).sum(-1).repeat_interleave(num_v // num_k)[:, None] * v
 
 

@@ -15,7 +15,7 @@ from builders.checkpoints import write_llama
 from builders.clusters import COUNT, PROMPTS, Desk, ask, bounded, is_alive, tiny
 from cortex_neuron.engine.messages import Ended, LoadOptions, Refused
 from cortex_neuron.model.spec import kv_page_bytes, read_spec
-from cortex_proto.errors import NodeLostError, LoadFailedError
+from cortex_proto.errors import LoadFailedError, NodeLostError
 from cortex_proto.ids import StreamId
 
 

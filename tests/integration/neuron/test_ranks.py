@@ -12,7 +12,7 @@ import pytest_asyncio
 from builders.checkpoints import write_llama
 from builders.clusters import COUNT, PROMPTS, Desk, ask, bounded, is_alive, tiny
 from cortex_neuron.engine.messages import LoadOptions
-from cortex_proto.errors import NodeLostError, LoadFailedError
+from cortex_proto.errors import LoadFailedError, NodeLostError
 from cortex_proto.ids import StreamId
 
 SOME = (0, 2, 5)

@@ -2,11 +2,14 @@
 
 import torch
 
+from cortex_neuron.model.shard import ALONE, Shard
 from cortex_neuron.model.spec import PAGE, ModelSpec
 
 
 class KvPool:
     """Keys and values of all layers: `k` and `v` are [layers, kv heads, pages, PAGE, head width].
+
+    The heads are those of one rank.
 
     Heads stand before pages, so that the tokens of a run of adjacent pages lie side by side within
     a head: attention reads them without a copy, and faster than with the heads in between.
@@ -14,9 +17,16 @@ class KvPool:
     """
 
     def __init__(
-        self, spec: ModelSpec, *, num_pages: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        spec: ModelSpec,
+        shard: Shard = ALONE,
+        *,
+        num_pages: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
-        shape = (spec.num_layers, spec.num_kv_heads, num_pages, PAGE, spec.head_dim)
+        num_heads = shard.kv_heads(spec.num_kv_heads).size
+        shape = (spec.num_layers, num_heads, num_pages, PAGE, spec.head_dim)
         self.num_pages = num_pages
         self.k = torch.empty(shape, dtype=dtype, device=device)
         self.v = torch.empty(shape, dtype=dtype, device=device)

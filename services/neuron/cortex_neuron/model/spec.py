@@ -4,15 +4,16 @@ The neuron asks this before a load, to refuse what it cannot run and to book the
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from cortex_neuron.model import gguf_header, hf_directory
+from cortex_neuron.model import gguf_header, hf_directory, shard
 from cortex_neuron.model.rope import Rope, RopeConfig, rope
+from cortex_neuron.model.shard import Shard
 from cortex_proto.errors import LoadFailedError
 
 PAGE = 64
@@ -159,9 +160,20 @@ def _normalised(config: _Config, shapes: Mapping[str, tuple[int, ...]]) -> Model
     )
 
 
-def kv_page_bytes(spec: ModelSpec, dtype: str) -> int:
-    """Memory of one page: keys and values of PAGE tokens in all layers."""
-    return 2 * spec.num_layers * PAGE * spec.num_kv_heads * spec.head_dim * DTYPE_BYTES[dtype]
+def check_world(spec: ModelSpec, world: int) -> None:
+    """See that `world` ranks can share this model.
+
+    Raises:
+        LoadFailedError: they cannot; the text has the numbers.
+    """
+    shared = {"query heads": spec.num_heads, "columns of the MLP": spec.intermediate_dim}
+    shard.check(world, shared, num_kv_heads=spec.num_kv_heads)
+
+
+def kv_page_bytes(spec: ModelSpec, dtype: str, world: int = 1) -> int:
+    """Memory of one page on one of `world` ranks: keys and values of PAGE tokens in all layers."""
+    num_heads = Shard(0, world).kv_heads(spec.num_kv_heads).size
+    return 2 * spec.num_layers * PAGE * num_heads * spec.head_dim * DTYPE_BYTES[dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,17 +189,16 @@ DEFAULT_STEP = Step()
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one load takes, in bytes."""
+    """What one load takes of each device, in bytes, beside keys and values."""
 
     weight_bytes: int
-    kv_bytes: int
     workspace_bytes: int
     process_bytes: int
 
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        return self.weight_bytes + self.kv_bytes + self.workspace_bytes + self.process_bytes
+        return self.weight_bytes + self.workspace_bytes + self.process_bytes
 
 
 CPU_PROCESS_BYTES = 320 * 2**20
@@ -197,23 +208,53 @@ CPU_PROCESS_BYTES = 320 * 2**20
 def footprint(
     spec: ModelSpec,
     dtype: str,
-    kv_bytes: int,
     step: Step = DEFAULT_STEP,
     device: Literal["cpu", "cuda"] = "cpu",
+    world: int = 1,
 ) -> Footprint:
-    """Work out what a load takes before it is tried.
+    """Work out what a load takes of each device before it is tried, one of `world` ranks on each.
 
     On the CPU a tied table counts twice: once for lookups, once packed for the logits. A CUDA
     context is not counted, because it is no part of what one model adds to a GPU's budget.
     """
     size = DTYPE_BYTES[dtype]
-    packed_head = spec.vocab_size * spec.dim if spec.tied and device == "cpu" else 0
+    packed_head = _share(spec.vocab_size, world) * spec.dim if spec.tied and device == "cpu" else 0
     return Footprint(
-        weight_bytes=(spec.num_parameters + packed_head) * size,
-        kv_bytes=kv_bytes,
-        workspace_bytes=_workspace_bytes(spec, size, step),
+        weight_bytes=(_parameters_of_leader(spec, world) + packed_head) * size,
+        workspace_bytes=_workspace_bytes(_part_of(spec, world), size, step),
         process_bytes=CPU_PROCESS_BYTES if device == "cpu" else 0,
     )
+
+
+def _part_of(spec: ModelSpec, world: int) -> ModelSpec:
+    """Describe what one of `world` ranks computes."""
+    return replace(
+        spec,
+        num_heads=spec.num_heads // world,
+        num_kv_heads=Shard(0, world).kv_heads(spec.num_kv_heads).size,
+        intermediate_dim=spec.intermediate_dim // world,
+    )
+
+
+def _parameters_of_leader(spec: ModelSpec, world: int) -> int:
+    """Count the parameters on rank 0, which has the most.
+
+    Norms are on every rank, the biases behind the sums on the leader, and key/value heads that
+    are fewer than ranks on several; the vocabulary is filled up to equal shares.
+    """
+    kv_width = spec.num_kv_heads * spec.head_dim
+    kv = 2 * spec.num_layers * kv_width * (spec.dim + spec.qkv_bias)
+    vocab = spec.vocab_size * spec.dim * (1 if spec.tied else 2)
+    norms = (2 * spec.num_layers + 1) * spec.dim + spec.qk_norm * 2 * spec.num_layers * spec.head_dim
+    whole = norms + spec.num_layers * spec.dim * (spec.output_bias + spec.mlp_bias)
+    rest = spec.num_parameters - whole - kv - vocab
+    kv_share = kv // spec.num_kv_heads * Shard(0, world).kv_heads(spec.num_kv_heads).size
+    vocab_share = vocab // spec.vocab_size * _share(spec.vocab_size, world)
+    return whole + _share(rest, world) + kv_share + vocab_share
+
+
+def _share(num: int, world: int) -> int:
+    return Shard(0, world).share(num)
 
 
 def _workspace_bytes(spec: ModelSpec, size: int, step: Step) -> int:

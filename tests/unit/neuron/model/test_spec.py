@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import pytest
 import torch
 from gguf import GGUFWriter
 
-from builders.checkpoints import write_gguf, write_llama, write_qwen3
-from builders.models import load_quietly, smollm2
+from builders.checkpoints import write_gguf, write_llama, write_qwen2, write_qwen3
+from builders.models import Apart, load_quietly, smollm2
+from cortex_neuron.model.causal import CausalModel
+from cortex_neuron.model.dense import Layer
 from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.rope import Rope
+from cortex_neuron.model.shard import Shard
 from cortex_neuron.model.spec import Step, footprint, kv_page_bytes, read_spec
 from cortex_proto.errors import LoadFailedError
 
@@ -176,28 +181,58 @@ def test_the_footprint_covers_the_weights_that_are_held(tmp_path: Path, *, tied:
     spec = read_spec(path)
     model = load_quietly(path)
 
-    booked = footprint(spec, "float32", kv_bytes=1000)
+    booked = footprint(spec, "float32")
 
     packed = sum(p.numel() for linear in model.linears() for p in [linear.form.packed])  # type: ignore[attr-defined]
     assert booked.weight_bytes == 4 * (packed + sum(p.numel() for p in model.parameters()))
-    assert booked.total_bytes == 1000 + booked.weight_bytes + booked.workspace_bytes + booked.process_bytes
+    assert booked.total_bytes == booked.weight_bytes + booked.workspace_bytes + booked.process_bytes
 
 
 def test_a_gpu_holds_a_tied_table_once_and_no_process() -> None:
     spec = read_spec(smollm2())
 
-    on_gpu = footprint(spec, "bfloat16", kv_bytes=0, device="cuda")
+    on_gpu = footprint(spec, "bfloat16", device="cuda")
 
     assert on_gpu.weight_bytes == 2 * 134_515_008
     assert on_gpu.process_bytes == 0
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("write", "overrides"),
+    [
+        (write_llama, {"attention_bias": True, "mlp_bias": True, "vocab_size": 513}),
+        (write_qwen2, {"tie_word_embeddings": True}),
+        (write_qwen3, {}),
+    ],
+)
+def test_the_footprint_is_what_the_leader_of_several_ranks_holds(
+    tmp_path: Path, write: Callable[..., Path], overrides: dict[str, Any], world: int
+) -> None:
+    spec = read_spec(write(tmp_path, **overrides))
+    empty = partial(torch.empty, device="meta", dtype=torch.bfloat16)
+    model = CausalModel(spec, Layer, empty, Apart(Shard(0, world)))
+
+    booked = footprint(spec, "bfloat16", device="cuda", world=world)
+
+    assert booked.weight_bytes == 2 * sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("world", "share"), [(1, 1), (2, 2), (4, 2)])
+def test_a_page_takes_a_share_of_each_rank_or_a_head_at_least(tmp_path: Path, world: int, share: int) -> None:
+    spec = read_spec(write_llama(tmp_path))
+
+    kv = KvPool(spec, Shard(world - 1, world), num_pages=3, dtype=torch.float32)
+
+    assert kv_page_bytes(spec, "float32", world) == kv_page_bytes(spec, "float32") // share
+    assert 3 * kv_page_bytes(spec, "float32", world) == kv.k.nbytes + kv.v.nbytes
 
 
 def test_a_bigger_step_needs_more_workspace() -> None:
     spec = read_spec(smollm2())
 
     small, big = (
-        footprint(spec, "float32", kv_bytes=0, step=Step(max_batch=num, prefill_tokens=64)).workspace_bytes
-        for num in (1, 32)
+        footprint(spec, "float32", Step(max_batch=num, prefill_tokens=64)).workspace_bytes for num in (1, 32)
     )
 
     assert big - small >= 31 * spec.vocab_size * 4

@@ -78,8 +78,7 @@ class Answer:
     def _stopped(self, deltas: Iterable[TextDelta | ToolCallDelta]) -> Iterable[AnswerDelta]:
         """End everything before a stop string in the text; one cannot span a call."""
         for delta in deltas:
-            is_spare = isinstance(delta, ToolCallDelta) and delta.index == self._max_calls
-            if is_spare or self._stops.hit is not None:
+            if self._stops.hit is not None:
                 return
             if text := self._stops.take(delta.text) if isinstance(delta, TextDelta) else self._stops.finish():
                 yield TextDelta(text)

@@ -136,6 +136,7 @@ def test_bare_json_is_a_call_where_the_answer_begins(text: str, expected: list[S
         '<tool_call>{"name": "", "arguments": {}}</tool_call>',
         '<tool_call>{"arguments": {}}</tool_call>',
         "<tool_call>[1]</tool_call>",
+        '<tool_call>{"name": "</tool_call>", "arguments": {}}',
         '<tool_call>{"name": "f", "argu',
         "<tool_call>\n<function=f",
         "<tool_call><function=>x</function></tool_call>",

@@ -9,11 +9,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 """Their places are their ids; 2 ends an answer of the checkpoints in `builders.checkpoints`."""
 CHAT_TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
     "{% for message in messages %}"
     "{% if message.role == 'tool' %}{{ raise_exception('tools are not known here') }}{% endif %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if enable_thinking %}<think>\n{% endif %}"
 )
 
 

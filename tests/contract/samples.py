@@ -20,6 +20,7 @@ from cortex_proto.generation import (
     Text,
     TextDelta,
     Timing,
+    Tool,
     ToolCall,
     ToolCallDelta,
     Usage,
@@ -76,6 +77,7 @@ MODEL = Model(
 CATALOGUE = Catalogue(models=(MODEL,), aliases={"small": SMALL})
 
 TOOL_CALL = ToolCall(id="call_1", name="weather", arguments='{"city": "Oslo"}')
+TOOL = Tool(name="weather", description="Tells it.", parameters='{"type": "object"}')
 TURN = ChatTurn(role="assistant", content="h\u00e9llo", tool_calls=(TOOL_CALL,), tool_call_id="call_0")
 CHAT = Chat(turns=(ChatTurn(role="user", content="Weather?"), TURN))
 SAMPLING = Sampling(temperature=0.5, top_p=0.75, top_k=40, seed=1234)
@@ -110,6 +112,7 @@ MESSAGES: tuple[Message, ...] = (
     FAILED,
     TOOL_CALL,
     TURN,
+    TOOL,
     CHAT,
     Text(text="Once upon"),
     SAMPLING,

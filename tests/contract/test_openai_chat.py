@@ -50,6 +50,19 @@ DELTAS: dict[str, tuple[Delta, ...]] = {
         ToolCallDelta(1, "{}", "call_2", "time"),
         Finished("tool_calls", Usage(30, 20), TIMING, "digest"),
     ),
+    "calls-only": (
+        ReasoningDelta("hm"),
+        ToolCallDelta(0, "", "call_1", "weather"),
+        ToolCallDelta(0, "{}"),
+        Finished("tool_calls", Usage(30, 20, reasoning_tokens=2), TIMING, "digest"),
+    ),
+    "call-cut": (
+        ToolCallDelta(0, "", "call_1", "time"),
+        ToolCallDelta(0, "{}"),
+        ToolCallDelta(1, "", "call_2", "weather"),
+        ToolCallDelta(1, '{"city":'),
+        Finished("length", Usage(30, 20), TIMING, "digest"),
+    ),
 }
 
 

@@ -32,12 +32,29 @@ class ChatTurn(Message, frozen=True):
     content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    reasoning: str = ""
+    """What the assistant thought before it answered; whether it is shown to it again the template decides."""
+
+
+class Tool(Message, frozen=True):
+    """A function that the model may call."""
+
+    name: str
+    description: str = ""
+    parameters: str = ""
+    """A JSON schema, as JSON text; empty: it has none."""
 
 
 class Chat(Message, frozen=True):
     """A prompt that the model's chat template has yet to render; it ends with the assistant's turn."""
 
     turns: tuple[ChatTurn, ...]
+    tools: tuple[Tool, ...] = ()
+    """Those that may be called; with none, what looks like a call is text."""
+    parallel_tool_calls: bool = True
+    """If not, the answer ends with its first call."""
+    template_options: str = ""
+    """More variables for the template, such as `enable_thinking`: a JSON object, as JSON text."""
 
 
 class Text(Message, frozen=True):
@@ -146,7 +163,8 @@ class Finished(Message, frozen=True):
     """The stop string that ended the text, if one did."""
 
 
-Delta = Accepted | TextDelta | ReasoningDelta | ToolCallDelta | Finished | Failed
+AnswerDelta = TextDelta | ReasoningDelta | ToolCallDelta
+Delta = Accepted | AnswerDelta | Finished | Failed
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):

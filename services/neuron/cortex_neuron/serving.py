@@ -151,7 +151,7 @@ class Serving:
             request = await asyncio.to_thread(replica.request, generate)
             if stream.ended_s is not None:
                 return
-            stream.begin(replica.codec.answer(request.tokens, generate.limits.stop), self._clock())
+            stream.begin(replica.codec.answer(generate, request.tokens), self._clock())
             replica.cluster.submit(request)
         except CortexError as error:
             self._fail_if_live(stream, error)

@@ -4,7 +4,7 @@ A stream that has ended stays known for a while, so that a lease can still tell 
 many frames there were, and a lost tail is noticed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,13 +13,13 @@ from cortex_proto.errors import Failed
 from cortex_proto.generation import (
     LEASE_LIMIT_S,
     Accepted,
+    AnswerDelta,
     Finished,
     FinishReason,
     Frame,
     Generate,
     Lease,
     LeaseHeld,
-    TextDelta,
     Timing,
     Usage,
 )
@@ -37,10 +37,22 @@ class Writing(Protocol):
     def stop(self) -> str | None:
         """The stop string that ended the text."""
 
-    def take(self, tokens: Sequence[int]) -> str:
-        """Take in tokens; return the text that is certain to stay."""
+    @property
+    def num_calls(self) -> int:
+        """Tool calls that are whole."""
 
-    def finish(self) -> str:
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is wanted."""
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens taken in while the model was thinking."""
+
+    def take(self, tokens: Sequence[int]) -> Sequence[AnswerDelta]:
+        """Take in tokens; return what is certain to stay."""
+
+    def finish(self) -> Sequence[AnswerDelta]:
         """Return what was held back."""
 
 
@@ -75,8 +87,8 @@ class Stream:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a stop string has ended the text, so that the engine may stop too."""
-        return self._answer is not None and self._answer.stop is not None
+        """Whether the answer is over before the engine says so, so that the engine may stop too."""
+        return self._answer is not None and self._answer.is_over
 
     def accept(self, node: NodeId) -> Frame:
         """Make the first frame."""
@@ -88,23 +100,22 @@ class Stream:
         self._prepared_s = now_s - self.opened_s
 
     def sampled(self, tokens: Sequence[int]) -> tuple[Frame, ...]:
-        """Make frames of the next tokens: none while text is held back, and none after a stop string."""
+        """Make frames of the next tokens: none while text is held back, and none once the answer is over."""
         assert self._answer is not None
-        if self._answer.stop is not None:
+        if self._answer.is_over:
             return ()
         self._num_output += len(tokens)
-        return self._text(self._answer.take(tokens))
+        return self._framed(self._answer.take(tokens))
 
     def finished(self, ended: Ended) -> tuple[Frame, ...]:
-        """Make the last frames: the text that was held back, and `Finished`."""
+        """Make the last frames: what was held back, and `Finished`."""
         assert self._answer is not None
-        was_stopped = self._answer.stop is not None
-        frames = self._text(self._answer.finish())
-        num_output = self._num_output if was_stopped else ended.output_tokens
-        reason: FinishReason = "length" if ended.reason == "length" and not self.is_stopped else "stop"
+        was_over = self._answer.is_over
+        frames = self._framed(self._answer.finish())
+        num_output = self._num_output if was_over else ended.output_tokens
         finished = Finished(
-            reason=reason,
-            usage=Usage(ended.prompt_tokens, num_output),
+            reason=_reason(self._answer, ended),
+            usage=Usage(ended.prompt_tokens, num_output, reasoning_tokens=self._answer.reasoning_tokens),
             timing=Timing(self._prepared_s + ended.queue_s, ended.prefill_s, ended.decode_s),
             digest=self._numbering.digest.text(),
             stop=self._answer.stop,
@@ -115,8 +126,15 @@ class Stream:
         """Make the last frame of a stream that did not end well."""
         return self._numbering.frame(failed)
 
-    def _text(self, text: str) -> tuple[Frame, ...]:
-        return (self._numbering.frame(TextDelta(text)),) if text else ()
+    def _framed(self, deltas: Iterable[AnswerDelta]) -> tuple[Frame, ...]:
+        return tuple(self._numbering.frame(delta) for delta in deltas)
+
+
+def _reason(answer: Writing, ended: Ended) -> FinishReason:
+    """Say why the answer is over; one cut by the limit is not sold as whole, whatever it calls."""
+    if ended.reason == "length" and not answer.is_over:
+        return "length"
+    return "tool_calls" if answer.num_calls else "stop"
 
 
 class Streams:

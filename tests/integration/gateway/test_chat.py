@@ -9,7 +9,7 @@ import pytest
 
 from builders.gateway import HELLO, NeuronFactory, Running
 from builders.peers import TINY, Served
-from cortex_proto.generation import Chat, ReasoningDelta, TextDelta
+from cortex_proto.generation import Chat, ReasoningDelta, TextDelta, Tool, ToolCallDelta
 
 
 async def echo(served: Served) -> None:
@@ -120,6 +120,28 @@ async def test_reasoning_reaches_the_client_under_both_names(
     message = (await gateway.chat()).json()["choices"][0]["message"]
 
     assert (message["content"], message["reasoning"], message["reasoning_content"]) == ("yes", "hm", "hm")
+
+
+async def test_the_sdk_reads_tool_calls_as_they_come(gateway: Running, neurons: NeuronFactory) -> None:
+    async def call(served: Served) -> None:
+        await served.accept()
+        await served.say(ToolCallDelta(0, "", "call_1", "weather"))
+        await served.say(ToolCallDelta(0, '{"city": '), ToolCallDelta(0, '"Ulm"}'))
+        await served.say(served.end("tool_calls"))
+
+    neuron = await neurons("a", call)
+    tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+
+    async with gateway.sdk() as client, client.chat.completions.stream(**HELLO, tools=tools) as stream:
+        choice = (await stream.get_final_completion()).choices[0]
+
+    prompt = (await neuron.requests.get()).prompt
+    assert isinstance(prompt, Chat)
+    assert prompt.tools == (Tool("weather", "", '{"type":"object"}'),)
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.tool_calls is not None
+    (made,) = choice.message.tool_calls
+    assert (made.id, made.function.name, made.function.arguments) == ("call_1", "weather", '{"city": "Ulm"}')
 
 
 async def test_ignored_fields_are_named_in_a_header(gateway: Running, neurons: NeuronFactory) -> None:

@@ -7,7 +7,7 @@ from builders.neuron import CONTEXT, NODE, Gateway, MakeGateway, Start, Watch
 from cortex_neuron.streams import Limits
 from cortex_proto.errors import BadRequestError, ContextLengthError, Failed, UnavailableError
 from cortex_proto.fleet import Ready
-from cortex_proto.generation import Accepted, Chat, ChatTurn, Finished, Text, TextDelta
+from cortex_proto.generation import Accepted, Chat, ChatTurn, Finished, ReasoningDelta, Text, TextDelta, Tool
 from cortex_proto.generation import Limits as StopLimits
 from cortex_proto.ids import ModelId
 
@@ -56,6 +56,26 @@ async def test_an_answer_comes_whole_and_in_order(start: Start, make_gateway: Ma
     assert any_text == text
 
 
+async def test_thoughts_and_tools_go_with_the_template(start: Start, make_gateway: MakeGateway) -> None:
+    await ready(start)
+    gateway = await make_gateway()
+    turns = (ChatTurn("user", "the cat"),)
+    plain, usual = await said(gateway, prompt=Chat(turns), limits=SHORT)
+
+    thinking = Chat(turns, template_options='{"enable_thinking": true}')
+    stream = await gateway.generate(TINY, prompt=thinking, limits=SHORT)
+    _, *thoughts, last = await gateway.deltas_of(stream, until=Finished)
+    _, with_tool = await said(gateway, prompt=Chat(turns, tools=(Tool("weather"),)), limits=SHORT)
+
+    assert plain
+    assert usual.usage.reasoning_tokens == 0
+    assert thoughts
+    assert all(isinstance(delta, ReasoningDelta) for delta in thoughts)
+    assert isinstance(last, Finished)
+    assert (last.reason, last.usage.reasoning_tokens) == ("length", 12)
+    assert with_tool.usage.prompt_tokens > usual.usage.prompt_tokens
+
+
 async def test_two_gateways_get_their_own_frames(start: Start, make_gateway: MakeGateway) -> None:
     await ready(start)
     gateways = [await make_gateway() for _ in range(2)]
@@ -84,6 +104,8 @@ async def test_what_cannot_be_served_fails_at_once(start: Start, make_gateway: M
     assert f"maximum context length is {CONTEXT} tokens" in too_long.message
     tool = await failure(prompt=Chat((ChatTurn("tool", "42"),)))
     assert tool.code == BadRequestError.code
+    options = await failure(prompt=Chat((ChatTurn("user", "hi"),), template_options='{"tools": []}'))
+    assert options.code == BadRequestError.code
     late = await failure(budget_ms=0, limits=ENDLESS)
     assert (late.message, late.retryable) == ("the time of the request was up", False)
 

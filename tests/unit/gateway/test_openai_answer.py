@@ -115,6 +115,15 @@ def test_an_empty_answer_is_still_an_answer() -> None:
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize("reason", ["length", "stop"])
+def test_half_a_call_is_not_sold_as_a_whole_one(reason: FinishReason) -> None:
+    pieces = (ToolCallDelta(0, "{}", "1", "f"), ToolCallDelta(1, '{"city": "Ul', "2", "f"))
+
+    message = json(whole(chunks(*pieces, finished(reason))))["choices"][0]["message"]
+
+    assert [call["id"] for call in message["tool_calls"]] == ["1"]
+
+
 PIECES = st.one_of(
     st.builds(TextDelta, st.text(min_size=1)),
     st.builds(ReasoningDelta, st.text(min_size=1)),
@@ -124,7 +133,7 @@ PIECES = st.one_of(
 
 @given(st.lists(PIECES))
 def test_the_whole_answer_says_what_the_stream_said(pieces: list[Delta]) -> None:
-    stream = chunks(*pieces, finished())
+    stream = chunks(*pieces, finished("tool_calls"))
 
     message = json(whole(stream))["choices"][0]["message"]
 

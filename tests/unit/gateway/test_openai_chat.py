@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cortex_gateway.dialects.openai_chat import ChatRequest, read
 from cortex_proto.errors import BadRequestError
-from cortex_proto.generation import Chat, ChatTurn, Generate, Limits, Sampling, ToolCall
+from cortex_proto.generation import Chat, ChatTurn, Generate, Limits, Sampling, Tool, ToolCall
 from cortex_proto.ids import InstanceId, ModelId, RequestId, StreamId
 
 HELLO = {"role": "user", "content": "hello"}
@@ -87,7 +87,9 @@ def test_limits(fields: dict[str, Any], expected: Limits) -> None:
          ChatTurn("user", "a b")),
         ({"role": "assistant", "content": None}, ChatTurn("assistant")),
         ({"role": "assistant", "content": "x", "refusal": None, "audio": None, "reasoning_content": "y"},
-         ChatTurn("assistant", "x")),
+         ChatTurn("assistant", "x", reasoning="y")),
+        ({"role": "assistant", "content": "x", "reasoning": "y", "reasoning_content": None},
+         ChatTurn("assistant", "x", reasoning="y")),
         ({"role": "assistant", "content": None,
           "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}]},
          ChatTurn("assistant", "", (ToolCall("c", "f", ""),))),
@@ -97,6 +99,55 @@ def test_limits(fields: dict[str, Any], expected: Limits) -> None:
 )  # fmt: skip
 def test_messages(message: dict[str, Any], turn: ChatTurn) -> None:
     assert turns(message) == (turn,)
+
+
+def chat(**fields: Any) -> Chat:
+    prompt = asked(body(**fields)).generate.prompt
+    assert isinstance(prompt, Chat)
+    return prompt
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+TIME = {"function": {"name": "time.now", "description": "Tells it.", "parameters": None, "strict": None}}
+
+
+@pytest.mark.parametrize("choice", [{}, {"tool_choice": "auto"}, {"tool_choice": None}])
+def test_tools_are_offered_to_the_model(choice: dict[str, Any]) -> None:
+    offered = chat(tools=[WEATHER, TIME], **choice)
+
+    assert offered.tools == (Tool("weather", "", '{"type":"object"}'), Tool("time.now", "Tells it."))
+    assert offered.parallel_tool_calls
+
+
+def test_tools_that_may_not_be_called_are_not_offered() -> None:
+    assert chat(tools=[WEATHER], tool_choice="none").tools == ()
+
+
+def test_one_call_at_most_may_be_asked_for() -> None:
+    assert not chat(tools=[WEATHER], parallel_tool_calls=False).parallel_tool_calls
+
+
+def test_options_go_to_the_template() -> None:
+    assert (
+        chat(chat_template_kwargs={"enable_thinking": False}).template_options == '{"enable_thinking":false}'
+    )
+    assert chat(chat_template_kwargs={}).template_options == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [WEATHER, WEATHER]}, "tools"),
+        ({"tools": [WEATHER], "tool_choice": {}}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": "any"}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "web_search", "function": {"name": "f"}}]}, "tools[0].type"),
+        ({"chat_template_kwargs": "x"}, "chat_template_kwargs"),
+    ],
+)
+def test_tools_at_fault_are_named(fields: dict[str, Any], param: str) -> None:
+    assert fault(body(**fields)).param == param
 
 
 def test_stream_options_ask_for_usage() -> None:
@@ -110,6 +161,7 @@ def test_stream_options_ask_for_usage() -> None:
     "fields",
     [
         {"n": 1},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "chat_template_kwargs": {}},
         {"tools": [], "tool_choice": "none"},
         {"tool_choice": "auto"},
         {"response_format": {"type": "text"}},
@@ -127,7 +179,6 @@ def test_a_field_that_asks_for_nothing_passes_in_silence(fields: dict[str, Any])
     ("name", "value"),
     [
         ("n", 2),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("tool_choice", {"type": "function", "function": {"name": "f"}}),
         ("response_format", {"type": "json_object"}),

@@ -1,21 +1,31 @@
 """Streams: numbered frames, a matching digest, leases, deadlines, and memory of the dead."""
 
+import msgspec
+import pytest
+
+from builders.pieces import said
 from builders.tokenizers import byte_tokenizer
 from cortex_neuron.engine.messages import Ended, EndReason
 from cortex_neuron.streams import Limits, Stream, Streams
 from cortex_neuron.text.answer import Answer
+from cortex_neuron.text.detokenizer import Detokenizer
+from cortex_neuron.text.tokenizer import codec
 from cortex_proto.errors import Failed
 from cortex_proto.generation import (
     Accepted,
+    Chat,
     Delta,
     Finished,
+    FinishReason,
     Frame,
     Generate,
     Lease,
     LeaseHeld,
+    Prompt,
     Text,
     TextDelta,
     Timing,
+    Tool,
     Usage,
 )
 from cortex_proto.ids import InstanceId, ModelId, NodeId, RequestId, StreamId
@@ -23,6 +33,7 @@ from cortex_proto.stream import Checking
 
 TOKENIZER = byte_tokenizer()
 G1, G2, M = InstanceId("g1"), InstanceId("g2"), ModelId("m")
+CALL = '<tool_call>{"name": "f", "arguments": {"city": "Ulm"}}</tool_call>'
 LIMITS = Limits(lease_s=15, remembered_s=30)
 
 
@@ -32,7 +43,14 @@ def generate(name: str = "s", gateway: InstanceId = G1, budget_ms: int = 60_000)
 
 def begun(*stops: str) -> Stream:
     stream = Stream(generate(), now_s=10.0)
-    stream.begin(Answer(TOKENIZER, [], stops), now_s=10.5)
+    stream.begin(Answer(Detokenizer(TOKENIZER, []), stops), now_s=10.5)
+    return stream
+
+
+def thinking(prompt: Prompt) -> Stream:
+    stream = Stream(generate(), now_s=10.0)
+    codec_ = codec(TOKENIZER, {"default": "<think>{{ tools }}<tool_call>"})
+    stream.begin(codec_.answer(msgspec.structs.replace(generate(), prompt=prompt), []), now_s=10.5)
     return stream
 
 
@@ -83,6 +101,57 @@ def test_a_stop_string_ends_the_text_and_counts_the_tokens_up_to_it() -> None:
     assert isinstance(last, Finished)
     assert (last.reason, last.stop) == ("stop", "cat")
     assert last.usage.output_tokens == len(tokens)
+
+
+def test_thoughts_and_calls_are_frames_of_their_own_and_pass_the_gateways_check() -> None:
+    stream = thinking(Chat((), tools=(Tool("f"),)))
+    tokens = TOKENIZER.encode(f"<think>hm</think>ok{CALL}").ids
+
+    frames = [frame for token in tokens for frame in stream.sampled([token])]
+    *deltas, last = received(*frames, *stream.finished(ended("stop")))
+
+    assert [kind for kind, *_ in said(deltas)] == ["thought", "text", "call"]
+    assert isinstance(last, Finished)
+    assert last.reason == "tool_calls"
+    assert last.usage.reasoning_tokens == len(TOKENIZER.encode("hm</think>").ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "why", "reason"),
+    [
+        (CALL, "stop", "tool_calls"),
+        (CALL, "length", "length"),
+        (CALL.partition("}")[0], "length", "length"),
+        (CALL.partition("}")[0], "stop", "stop"),
+        ("<tool_call>no call</tool_call>", "stop", "stop"),
+    ],
+)
+def test_only_whole_calls_of_a_whole_answer_are_a_reason_to_end(
+    text: str, why: EndReason, reason: FinishReason
+) -> None:
+    stream = thinking(Chat((), tools=(Tool("f"),)))
+
+    stream.sampled(TOKENIZER.encode(text).ids)
+    last = stream.finished(ended(why))[-1].delta
+
+    assert isinstance(last, Finished)
+    assert last.reason == reason
+
+
+def test_the_engine_may_stop_after_the_only_call_that_is_allowed() -> None:
+    stream = thinking(Chat((), tools=(Tool("f"),), parallel_tool_calls=False))
+    num_first = len(TOKENIZER.encode(CALL).ids)
+    tokens = iter(TOKENIZER.encode(CALL + CALL).ids)
+
+    num_taken = 0
+    while not stream.is_stopped:
+        stream.sampled([next(tokens)])
+        num_taken += 1
+    last = stream.finished(ended("cancelled"))[-1].delta
+
+    assert isinstance(last, Finished)
+    assert (last.reason, last.usage.output_tokens) == ("tool_calls", num_taken)
+    assert num_taken < num_first
 
 
 def test_text_held_back_comes_out_at_the_end() -> None:

@@ -186,7 +186,10 @@ def whole(chunks: Sequence[Chunk]) -> Completion:
     """Fold all chunks of one stream, usage included, into the answer that is not streamed."""
     choices = [choice for chunk in chunks for choice in chunk.choices]
     deltas = [choice.delta for choice in choices]
+    reason = choices[-1].finish_reason
     calls = _tool_calls(piece for delta in deltas for piece in delta.tool_calls or ())
+    if reason != "tool_calls":  # the answer was cut off, maybe inside a call: half a call is none
+        calls = tuple(call for call in calls if _is_json(call.function.arguments))
     text = "".join(delta.content or "" for delta in deltas)
     thoughts = "".join(delta.reasoning or "" for delta in deltas) or UNSET
     message = AnswerMessage(
@@ -195,7 +198,7 @@ def whole(chunks: Sequence[Chunk]) -> Completion:
         reasoning=thoughts,
         tool_calls=calls or UNSET,
     )
-    choice = AnswerChoice(message=message, finish_reason=choices[-1].finish_reason)
+    choice = AnswerChoice(message=message, finish_reason=reason)
     last = chunks[-1]
     return Completion(id=last.id, created=last.created, model=last.model, choices=(choice,), usage=last.usage)
 
@@ -218,6 +221,14 @@ def _whole_call(pieces: Sequence[ToolCallPiece]) -> WholeToolCall:
     first = pieces[0]
     arguments = "".join(piece.function.arguments for piece in pieces)
     return WholeToolCall(id=first.id or "", function=WholeFunction(first.function.name or "", arguments))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 def _usage(usage: generation.Usage) -> Usage:

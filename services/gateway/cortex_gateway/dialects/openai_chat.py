@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from cortex_gateway.dialects.openai_tools import FunctionTool, ToolChoice, json_text, offered
 from cortex_proto.errors import BadRequestError
 from cortex_proto.generation import Chat, ChatTurn, Generate, Limits, Role, Sampling, ToolCall
 from cortex_proto.ids import InstanceId, ModelId, RequestId, stream_id
@@ -54,6 +55,9 @@ class ChatMessage(msgspec.Struct, frozen=True):
     content: str | tuple[Part, ...] | None = None
     tool_calls: tuple[PastToolCall, ...] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    """The same under the other name that is in use."""
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -77,6 +81,10 @@ class ChatBody(msgspec.Struct, frozen=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
+    tools: tuple[FunctionTool, ...] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
@@ -93,7 +101,6 @@ class ChatRequest(msgspec.Struct, frozen=True):
 _HARMLESS = frozenset(
     (
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_options",
@@ -108,8 +115,6 @@ _HARMLESS = frozenset(
 
 _NOT_YET: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -191,9 +196,18 @@ def _generate(body: ChatBody, request: RequestId, gateway: InstanceId) -> Genera
         stream_id(request, 0),
         gateway,
         ModelId(body.model),
-        Chat(tuple(_turn(message, f"messages[{i}]") for i, message in enumerate(body.messages))),
+        _chat(body),
         Sampling(body.temperature, body.top_p, top_k, body.seed),
         Limits(body.max_completion_tokens or body.max_tokens, stop, bool(body.ignore_eos)),
+    )
+
+
+def _chat(body: ChatBody) -> Chat:
+    return Chat(
+        tuple(_turn(message, f"messages[{i}]") for i, message in enumerate(body.messages)),
+        tools=offered(body.tools or (), body.tool_choice),
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        template_options=json_text(body.chat_template_kwargs or None),
     )
 
 
@@ -204,7 +218,13 @@ def _turn(message: ChatMessage, where: str) -> ChatTurn:
         raise BadRequestError("a tool message needs the id of its call", f"{where}.tool_call_id")
     role: Role = "system" if message.role == "developer" else message.role
     calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in message.tool_calls or ())
-    return ChatTurn(role, _text(message.content, f"{where}.content"), calls, message.tool_call_id)
+    return ChatTurn(
+        role,
+        _text(message.content, f"{where}.content"),
+        calls,
+        message.tool_call_id,
+        message.reasoning_content or message.reasoning or "",
+    )
 
 
 def _text(content: str | tuple[Part, ...] | None, where: str) -> str:

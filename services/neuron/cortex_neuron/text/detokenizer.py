@@ -1,6 +1,6 @@
 """Turns the tokens of one answer into text as they come, whole characters only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -11,13 +11,16 @@ _INCOMPLETE = "\ufffd"
 
 
 class Detokenizer:
-    """Decodes one answer; special tokens give no text.
+    """Decodes one answer; special tokens give no text, but for those that are `shown`.
 
     A character may span several tokens; nothing of it is returned before it is whole.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int], shown: Mapping[int, str] | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._shown = shown or {}
         self._stream = DecodeStream(ids=_tail(tokenizer, prompt), skip_special_tokens=True)
         self._pending: list[int] = []
 
@@ -26,6 +29,8 @@ class Detokenizer:
         return "".join(self._step(token) for token in tokens)
 
     def _step(self, token: int) -> str:
+        if token in self._shown:
+            return self.finish() + self._shown[token]
         self._pending.append(token)
         piece: str | None = self._stream.step(self._tokenizer, token)
         if piece is None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from cortex_neuron.text.match import first_match, undecided
+
 
 class StopStrings:
     """Lets text through up to the first stop string.
@@ -22,14 +24,11 @@ class StopStrings:
         if self.hit is not None:
             return ""
         text = self._held + piece
-        matches = [
-            (text.find(stop) + len(stop), text.find(stop), stop) for stop in self._stops if stop in text
-        ]
-        if matches:
-            _, start, self.hit = min(matches)
+        if match := first_match(text, self._stops):
+            start, self.hit = match
             self._held = ""
             return text[:start]
-        kept = len(text) - self._undecided(text)
+        kept = len(text) - undecided(text, self._stops)
         self._held = text[kept:]
         return text[:kept]
 
@@ -37,12 +36,3 @@ class StopStrings:
         """Return what was held back: the text ended for another reason."""
         held, self._held = self._held, ""
         return held
-
-    def _undecided(self, text: str) -> int:
-        """Return the length of the longest end of `text` that begins a stop string."""
-        return max((_overlap(text, stop) for stop in self._stops), default=0)
-
-
-def _overlap(text: str, stop: str) -> int:
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

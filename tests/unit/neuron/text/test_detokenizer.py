@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders.tokenizers import byte_tokenizer
-from cortex_neuron.text.answer import Answer
 from cortex_neuron.text.detokenizer import Detokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -41,6 +40,12 @@ def test_special_tokens_give_no_text() -> None:
     assert detokenizer.take([3, *encode("hi"), 4]) == "hi"
 
 
+def test_special_tokens_that_are_marks_are_shown() -> None:
+    detokenizer = Detokenizer(TOKENIZER, [], {3: "[THINK]"})
+
+    assert detokenizer.take([3, *encode("hi"), 4]) == "[THINK]hi"
+
+
 @given(text=st.text(max_size=30), prompt=st.text(max_size=12))
 @settings(deadline=None)
 def test_text_survives_token_by_token(text: str, prompt: str) -> None:
@@ -60,20 +65,3 @@ def test_any_tokens_give_the_text_of_all_of_them(tokens: list[int], prompt: list
 
     whole: str = TOKENIZER.decode(tokens, skip_special_tokens=True)
     assert text.rstrip("\ufffd") == whole.rstrip("\ufffd")
-
-
-def test_an_answer_ends_before_a_stop_string_that_spans_tokens() -> None:
-    answer = Answer(TOKENIZER, encode("a"), ["t o"])
-
-    pieces = [answer.take([token]) for token in encode("the cat sat on the mat")]
-
-    assert "".join(pieces) == "the cat sa"
-    assert answer.stop == "t o"
-
-
-def test_an_answer_gives_back_what_it_held_when_it_ends() -> None:
-    answer = Answer(TOKENIZER, [], ["mat!"])
-    text = answer.take(encode("the mat"))
-
-    assert text + answer.finish() == "the mat"
-    assert answer.stop is None

@@ -104,7 +104,7 @@ class Stream:
         reason: FinishReason = "length" if ended.reason == "length" and not self.is_stopped else "stop"
         finished = Finished(
             reason=reason,
-            usage=Usage(ended.prompt_tokens, num_output),
+            usage=Usage(ended.prompt_tokens, num_output, ended.cached_tokens),
             timing=Timing(self._prepared_s + ended.queue_s, ended.prefill_s, ended.decode_s),
             digest=self._numbering.digest.text(),
             stop=self._answer.stop,

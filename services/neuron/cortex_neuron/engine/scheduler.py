@@ -2,9 +2,10 @@
 
 Every step computes one token of each decoding request first, then pieces of prompts, the oldest
 first, within a budget: an answer that is running never waits for somebody's prompt. A request
-enters when there are pages for its tokens and one more. When a decoding request needs a page and
-none is free, the youngest gives up its pages and goes back to the front of the queue; what it
-had said becomes part of the tokens to compute again.
+enters when there are pages for its tokens and one more; of these it shares what others have
+computed for the same beginning. When a decoding request needs a page and none is free, the
+youngest gives up its pages and goes back to the front of the queue; what it had said becomes part
+of the tokens to compute again, but for the pages that are still cached then.
 
 Requests run in order of arrival: `_running` is always older than `_waiting`. The oldest one
 fits into the pages alone, so there is always progress.
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from cortex_neuron.engine.cache import Pages
+from cortex_neuron.engine.cache import Chain, Pages
 from cortex_neuron.engine.messages import Ended, EndReason, EngineRequest, Event, Sampled
 from cortex_neuron.engine.plan import Draw, Plan, PlanRow
 from cortex_neuron.model.spec import PAGE
@@ -46,15 +47,21 @@ class _Generation:
     submitted_s: float
     tokens: list[int] = field(init=False)
     """The prompt and everything sampled since."""
+    chain: Chain = field(init=False)
     computed: int = 0
     """So many of `tokens` are in the cache."""
     pages: tuple[int, ...] = ()
+    num_published: int = 0
+    """So many of `pages` are full, and found by whoever asks for their content."""
+    cached_tokens: int = 0
+    """So many were in the cache already when it first ran."""
     started_s: float | None = None
     first_s: float | None = None
     last_s: float | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.tokens)
+        self.chain = Chain(self.request.salt)
 
     @property
     def num_output(self) -> int:
@@ -75,6 +82,7 @@ class _Generation:
             reason,
             prompt_tokens=len(self.request.tokens),
             output_tokens=self.num_output,
+            cached_tokens=self.cached_tokens,
             queue_s=started_s - self.submitted_s,
             prefill_s=first_s - started_s,
             decode_s=last_s - first_s,
@@ -104,7 +112,7 @@ class Scheduler:
 
     @property
     def num_free_pages(self) -> int:
-        """Pages that nobody holds."""
+        """Pages that nobody holds, whether their content is still known or not."""
         return self._pages.free
 
     def submit(self, request: EngineRequest, *, seed: int, now_s: float) -> None:
@@ -177,6 +185,8 @@ class Scheduler:
             if generation is None:  # cancelled while the step ran
                 continue
             generation.computed = row.past + len(row.tokens)
+            if generation.computed >= (generation.num_published + 1) * PAGE:
+                self._publish(generation)
             if token is not None:
                 self._append(generation, token, now_s, events)
         return events
@@ -207,7 +217,6 @@ class Scheduler:
         youngest = self._running.pop()
         self._pages.give_back(youngest.pages)
         youngest.pages = ()
-        youngest.computed = 0
         self._waiting.appendleft(youngest)
         return youngest
 
@@ -219,18 +228,38 @@ class Scheduler:
             return f"the step has its {self._limits.prefill_tokens} prompt tokens"
         if len(self._running) >= self._limits.max_batch:
             return f"{len(self._running)} run already"
-        needed = _num_pages(self._waiting[0])
-        if needed > self._pages.free:
-            return f"it needs {needed} pages, {self._pages.free} are free"
+        found = self._find(self._waiting[0])
+        needed, room = _num_pages(self._waiting[0]) - len(found), self._pages.room(found)
+        if needed > room:
+            return f"it needs {needed} pages, {room} are free"
         return ""
+
+    def _find(self, generation: _Generation) -> tuple[int, ...]:
+        """Find the pages that need not be computed; at least one token is left to compute."""
+        tokens = generation.tokens
+        return self._pages.find(generation.chain.keys(tokens, (len(tokens) - 1) // PAGE))
 
     def _admit(self, now_s: float) -> _Generation:
         generation = self._waiting.popleft()
-        generation.pages = self._pages.take(_num_pages(generation))
+        found = self._find(generation)
+        self._pages.hold(found)
+        needed = _num_pages(generation) - len(found)
+        generation.pages = found + self._pages.take(needed, after=found[-1] if found else None)
+        generation.num_published = len(found)
+        generation.computed = len(found) * PAGE
         if generation.started_s is None:
             generation.started_s = now_s
+            generation.cached_tokens = generation.computed
         self._running.append(generation)
         return generation
+
+    def _publish(self, generation: _Generation) -> None:
+        """Let others find the pages that have become full."""
+        num_full = generation.computed // PAGE
+        keys = generation.chain.keys(generation.tokens, num_full)
+        for place in range(generation.num_published, num_full):
+            self._pages.publish(generation.pages[place], keys[place])
+        generation.num_published = num_full
 
     def _append(self, generation: _Generation, token: int, now_s: float, events: list[Event]) -> None:
         """Add a token, and end the request if it was the last."""

@@ -260,11 +260,15 @@ visits = st.lists(
     num_pages=st.integers(4, 9),
     max_batch=st.integers(1, 4),
     prefill_tokens=st.integers(1, 150),
+    num_snapshots=st.none() | st.integers(0, 5),
 )
 def test_requests_come_and_go_and_each_gets_what_it_would_get_alone(
-    visits: list[Visit], num_pages: int, max_batch: int, prefill_tokens: int
+    visits: list[Visit], num_pages: int, max_batch: int, prefill_tokens: int, num_snapshots: int | None
 ) -> None:
     bench = Bench(num_pages=num_pages, max_batch=max_batch, prefill_tokens=prefill_tokens)
+    if num_snapshots is not None:
+        states = {"num_slots": max_batch, "num_snapshots": num_snapshots}
+        bench = Bench(**states, num_pages=num_pages, max_batch=8, prefill_tokens=PAGE + prefill_tokens)
     for now in range(160):
         for place, visit in enumerate(visits):
             if now == visit.arrives:
@@ -292,13 +296,32 @@ def check_step(bench: Bench) -> None:
     rows, prompts = plan.rows, plan.rows[plan.num_decoding :]
     assert {row.id for row in rows[: plan.num_decoding]} == decoding - set(plan.preempted)
     assert sum(len(row.tokens) for row in prompts) <= bench.limits.prefill_tokens
-    assert all(row.draw for row in rows[:-1])
+    draws = [row.draw is not None for row in rows]
+    assert draws == sorted(draws, reverse=True)
+    assert bench.limits.num_slots or all(draws[:-1])
     assert len({row.id for row in rows}) == len(rows) <= bench.limits.max_batch
     assert all(row.past + len(row.tokens) <= len(row.pages) * PAGE for row in rows)
     holders = Counter(page for row in rows for page in row.pages)
     written = [page for row in rows for page in row.pages[row.past // PAGE :]]
     assert all(holders[page] == 1 for page in written)
     check_pages(bench)
+    if bench.limits.num_slots:
+        check_states(bench, plan)
+
+
+def check_states(bench: Bench, plan: Plan) -> None:
+    """Slots are disjoint, none is lost, and what was saved can be found."""
+    states, running = bench.scheduler._states, bench.scheduler._running
+    assert states is not None
+    num_slots, num_snapshots = bench.limits.num_slots, bench.limits.num_snapshots
+    live = {row.slot for row in plan.rows}
+    assert len(live) == len(plan.rows)
+    assert live <= set(range(1, num_slots + 1))
+    assert states.num_free + len(running) == num_slots
+    assert states.num_free_snapshots + len(states._by_key) == num_snapshots
+    kept = {*states._free_snapshots, *states._by_key.values()}
+    assert kept == set(range(num_slots + 1, num_slots + 1 + num_snapshots))
+    assert all(len(bench.model.states[save.snapshot]) % PAGE == 0 for save in plan.saves)
 
 
 def check_pages(bench: Bench) -> None:

@@ -38,20 +38,32 @@ def next_token(tokens: Sequence[int]) -> int:
 
 
 class PagedModel:
-    """Writes its tokens into pages and predicts only from what it finds there."""
+    """Writes its tokens into pages and predicts only from what it finds there.
+
+    With state slots it also adds its tokens to a state, which must then hold the same.
+    """
 
     def __init__(self) -> None:
         self.slots: dict[int, int] = {}
+        self.states: dict[int, list[int]] = {}
 
     def step(self, plan: Plan) -> list[int]:
+        self.states |= {slot: [] for slot in plan.zeros}
+        for source, target in plan.copies:
+            self.states[target] = list(self.states[source])
         for row in plan.rows:
             for place, token in enumerate(row.tokens, start=row.past):
                 self.slots[self._slot(row, place)] = token
-        return [self._next(row) for row in plan.rows if row.draw is not None]
+            if row.slot:
+                self.states[row.slot] += row.tokens
+                assert self.states[row.slot] == self._seen(row)
+        for save in plan.saves:
+            self.states[save.snapshot] = list(self.states[save.slot])
+        return [next_token(self._seen(row)) for row in plan.rows if row.draw is not None]
 
-    def _next(self, row: PlanRow) -> int:
+    def _seen(self, row: PlanRow) -> list[int]:
         length = row.past + len(row.tokens)
-        return next_token([self.slots[self._slot(row, place)] for place in range(length)])
+        return [self.slots[self._slot(row, place)] for place in range(length)]
 
     def _slot(self, row: PlanRow, place: int) -> int:
         return row.pages[place // PAGE] * PAGE + place % PAGE

@@ -115,7 +115,7 @@ class Stream:
         num_output = self._num_output if was_over else ended.output_tokens
         finished = Finished(
             reason=_reason(self._answer, ended),
-            usage=Usage(ended.prompt_tokens, num_output, reasoning_tokens=self._answer.reasoning_tokens),
+            usage=Usage(ended.prompt_tokens, num_output, ended.cached_tokens, self._answer.reasoning_tokens),
             timing=Timing(self._prepared_s + ended.queue_s, ended.prefill_s, ended.decode_s),
             digest=self._numbering.digest.text(),
             stop=self._answer.stop,

@@ -112,6 +112,54 @@ async def test_one_more_than_may_wait_is_told_busy(desk: Desk) -> None:
     assert all(error.retryable for error in refused)
 
 
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(("length", "cached"), [(64, 0), (65, 64), (128, 64), (300, 256)])
+async def test_a_cached_prefix_changes_no_answer(desk: Desk, length: int, cached: int) -> None:
+    prompt = [length, *range(5, 4 + length)]
+    cold = await desk.answer(ask(f"cold-{length}", prompt))
+
+    ended = await bounded(desk.submit(ask(f"warm-{length}", prompt)))
+
+    assert isinstance(ended, Ended)
+    assert ended.cached_tokens == cached
+    assert desk.tokens[f"warm-{length}"] == cold
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_next_turn_is_answered_as_if_nothing_were_cached(desk: Desk) -> None:
+    said = await desk.answer(ask("turn-1", PROMPTS[4], count=100))
+    prompt = [*PROMPTS[4], *said, 7, 8, 9]
+    cold = await desk.answer(ask("turn-2-cold", prompt, salt="another"))
+
+    ended = await bounded(desk.submit(ask("turn-2", prompt)))
+
+    assert isinstance(ended, Ended)
+    assert ended.cached_tokens == (len(PROMPTS[4]) + 99) // 64 * 64
+    assert desk.tokens["turn-2"] == cold
+
+
+async def test_thirty_two_in_one_batch_some_of_them_cancelled_are_answered_as_alone(
+    options: LoadOptions,
+) -> None:
+    prompts = [[*range(20, 90), 100 + n, *range(n)] for n in range(32)]
+    desk = await Desk().open(replace(options, max_batch=32, max_waiting=64))
+    try:
+        alone = [await desk.answer(ask(f"alone-{n}", prompt, 20)) for n, prompt in enumerate(prompts)]
+        for salt in ("", "nothing of this is cached"):
+            ends = [desk.submit(ask(f"{n}{salt}", p, 20, salt=salt)) for n, p in enumerate(prompts)]
+            await desk.until(f"0{salt}", 2)
+            for n in range(3, 32, 4):
+                desk.cluster.cancel(StreamId(f"{n}{salt}"))
+            await bounded(asyncio.gather(*ends))
+
+            kept = [n for n in range(32) if n % 4 != 3]
+            assert [desk.tokens[f"{n}{salt}"] for n in kept] == [alone[n] for n in kept]
+    finally:
+        await bounded(desk.cluster.close())
+    assert desk.last is not None
+    assert desk.last.free_pages == desk.last.pages
+
+
 async def test_preemption_changes_no_answer(options: LoadOptions, alone: list[list[int]]) -> None:
     page_bytes = kv_page_bytes(read_spec(options.path), options.dtype)
     desk = await Desk().open(replace(options, kv_bytes=4 * page_bytes))

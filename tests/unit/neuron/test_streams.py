@@ -55,7 +55,7 @@ def thinking(prompt: Prompt) -> Stream:
 
 
 def ended(reason: EndReason = "stop") -> Ended:
-    return Ended(StreamId("s"), reason, 5, 9, queue_s=1.0, prefill_s=2.0, decode_s=3.0)
+    return Ended(StreamId("s"), reason, 5, 9, queue_s=1.0, prefill_s=2.0, decode_s=3.0, cached_tokens=4)
 
 
 def opened(streams: Streams, generate: Generate, now_s: float = 0.0) -> Stream:
@@ -82,7 +82,7 @@ def test_a_whole_answer_passes_the_gateways_check() -> None:
     assert "".join(delta.text for delta in text if isinstance(delta, TextDelta)) == "the cat"
     assert isinstance(last, Finished)
     assert (last.reason, last.stop) == ("length", None)
-    assert last.usage == Usage(5, 9)
+    assert last.usage == Usage(5, 9, cached_tokens=4)
     assert last.timing == Timing(1.5, 2.0, 3.0)
     assert stream.sent == len(frames)
 

@@ -62,6 +62,8 @@ class EngineRequest(Message, frozen=True):
     seed: int | None = None
     """None: another one each time."""
     ignore_eos: bool = False
+    salt: str = ""
+    """Only requests of one salt read each other's part of the cache."""
 
 
 class CancelRequest(Message, frozen=True):
@@ -94,6 +96,8 @@ class Ended(Message, frozen=True):
     """From there to the first token."""
     decode_s: float
     """From the first token to the last."""
+    cached_tokens: int = 0
+    """So many of the prompt's tokens were in the cache when it first ran."""
 
 
 class Refused(Message, frozen=True):
@@ -113,6 +117,7 @@ class StepEvents(Message, frozen=True):
     running: int
     waiting: int
     free_pages: int
+    """Pages that nobody holds; what they hold may still be known, and is then read instead of computed."""
     pages: int
 
 

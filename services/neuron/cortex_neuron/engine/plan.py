@@ -35,13 +35,25 @@ class PlanRow:
     """In order; they cover at least `past` and `tokens`."""
     draw: Draw | None
     """None: a piece of a prompt whose end is still to come, so there is nothing to choose."""
+    slot: int = 0
+    """Where its recurrent layers keep their state; 0 if the model has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """A copy of a state, made after the step and found under `key` from then on."""
+
+    slot: int
+    snapshot: int
+    """The slot that the copy goes to."""
+    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step. Decoding rows come first, then pieces of prompts, each oldest first.
+    """One step. Decoding rows come first, then ends of prompts, then pieces that go on later.
 
-    Every row draws, but that the last may be a piece that took the rest of the budget and goes on later.
+    The pieces are the rows that do not draw. Within each kind the oldest comes first.
     """
 
     rows: tuple[PlanRow, ...]
@@ -50,6 +62,11 @@ class Plan:
     """These lost their pages to an older request; youngest first."""
     blocked: str = ""
     """What keeps the first waiting request out; empty if none waits."""
+    zeros: tuple[int, ...] = ()
+    """State slots to clear before the step."""
+    copies: tuple[tuple[int, int], ...] = ()
+    """State slots to copy before the step, from and to."""
+    saves: tuple[Save, ...] = ()
 
     @property
     def because(self) -> str:

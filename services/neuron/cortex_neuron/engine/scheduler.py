@@ -2,9 +2,16 @@
 
 Every step computes one token of each decoding request first, then pieces of prompts, the oldest
 first, within a budget: an answer that is running never waits for somebody's prompt. A request
-enters when there are pages for its tokens and one more. When a decoding request needs a page and
-none is free, the youngest gives up its pages and goes back to the front of the queue; what it
-had said becomes part of the tokens to compute again.
+enters when there are pages for its tokens and one more; of these it shares what others have
+computed for the same beginning. When a decoding request needs a page and none is free, the
+youngest gives up its pages and goes back to the front of the queue; what it had said becomes part
+of the tokens to compute again, but for the pages that are still cached then.
+
+A model with recurrent layers can go on only from where a snapshot of their state was taken. So a
+request also owns a state slot, shares no more pages than up to the deepest snapshot, and computes
+its prompt in pieces that end where snapshots are due: at the last page boundary of the prompt, where
+it leaves what others have computed, and now and then in a long one. While it decodes, its last
+page boundary has a snapshot, for the next turn and for its return if it must give way.
 
 Requests run in order of arrival: `_running` is always older than `_waiting`. The oldest one
 fits into the pages alone, so there is always progress.
@@ -14,12 +21,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from cortex_neuron.engine.cache import Pages
+from cortex_neuron.engine.cache import Chain, Pages
 from cortex_neuron.engine.messages import Ended, EndReason, EngineRequest, Event, Sampled
 from cortex_neuron.engine.plan import Draw, Plan, PlanRow
+from cortex_neuron.engine.states import States
 from cortex_neuron.model.spec import PAGE
 from cortex_proto.errors import BadRequestError, BusyError, ContextLengthError
 from cortex_proto.ids import StreamId
+
+SNAPSHOT_TOKENS = 2048
+"""A long prompt has a snapshot each so many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +45,11 @@ class Limits:
     max_batch: int
     max_waiting: int
     prefill_tokens: int
+    """At least a page, if there are states: pieces of prompts end at page boundaries then."""
+    num_slots: int = 0
+    """States of recurrent layers; 0 if the model has none."""
+    num_snapshots: int = 0
+    """States that can be kept beside those."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,15 +62,26 @@ class _Generation:
     submitted_s: float
     tokens: list[int] = field(init=False)
     """The prompt and everything sampled since."""
+    chain: Chain = field(init=False)
     computed: int = 0
     """So many of `tokens` are in the cache."""
     pages: tuple[int, ...] = ()
+    num_published: int = 0
+    """So many of `pages` are full, and found by whoever asks for their content."""
+    cached_tokens: int = 0
+    """So many were in the cache already when it first ran."""
+    slot: int = 0
+    marks: tuple[int, ...] = ()
+    """Where snapshots are due while the prompt is computed, ascending."""
+    tail: bytes | None = None
+    """The key of the last snapshot taken while decoding."""
     started_s: float | None = None
     first_s: float | None = None
     last_s: float | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.tokens)
+        self.chain = Chain(self.request.salt)
 
     @property
     def num_output(self) -> int:
@@ -75,6 +102,7 @@ class _Generation:
             reason,
             prompt_tokens=len(self.request.tokens),
             output_tokens=self.num_output,
+            cached_tokens=self.cached_tokens,
             queue_s=started_s - self.submitted_s,
             prefill_s=first_s - started_s,
             decode_s=last_s - first_s,
@@ -86,8 +114,11 @@ class Scheduler:
 
     def __init__(self, limits: Limits) -> None:
         assert limits.context <= limits.num_pages * PAGE
+        assert not limits.num_slots or limits.prefill_tokens >= PAGE
         self._limits = limits
         self._pages = Pages(limits.num_pages)
+        self._states = States(limits.num_slots, limits.num_snapshots) if limits.num_slots else None
+        self._grain = PAGE if limits.num_slots else 1
         self._running: list[_Generation] = []
         self._waiting: deque[_Generation] = deque()
         self._by_id: dict[StreamId, _Generation] = {}
@@ -104,7 +135,7 @@ class Scheduler:
 
     @property
     def num_free_pages(self) -> int:
-        """Pages that nobody holds."""
+        """Pages that nobody holds, whether their content is still known or not."""
         return self._pages.free
 
     def submit(self, request: EngineRequest, *, seed: int, now_s: float) -> None:
@@ -150,22 +181,27 @@ class Scheduler:
         dropped = [row.id for row in plan.rows if row.id in self._by_id]
         for stream in dropped:
             self._leave(self._by_id[stream])
+        if self._states is not None:
+            self._states.lost(plan.saves)
         return dropped
 
     def plan(self, now_s: float) -> Plan:
         """Choose what the next step computes; no rows if there is nothing to do."""
         preempted: list[StreamId] = []
-        rows = [_row(g, 1) for g in self._decoding(preempted)]
+        rows = [self._advance(g, 1) for g in self._decoding(preempted)]
         num_decoding = len(rows)
         budget = self._limits.prefill_tokens
         for generation in self._running:
-            if budget and generation.pending > 1:
-                rows.append(_row(generation, budget))
+            if budget >= self._grain and generation.pending > 1:
+                rows.append(self._piece(generation, budget))
                 budget -= len(rows[-1].tokens)
         while not (blocked := self._obstacle(budget)) and self._waiting:
-            rows.append(_row(self._admit(now_s), budget))
+            rows.append(self._piece(self._admit(now_s), budget))
             budget -= len(rows[-1].tokens)
-        return Plan(tuple(rows), num_decoding, tuple(preempted), blocked)
+        if self._states is None:
+            return Plan(tuple(rows), num_decoding, tuple(preempted), blocked)
+        rows.sort(key=lambda row: row.draw is None)
+        return Plan(tuple(rows), num_decoding, tuple(preempted), blocked, *self._states.due())
 
     def commit(self, plan: Plan, sampled: Sequence[int], now_s: float) -> list[Event]:
         """Take in what the step gave: one token for each row of `plan` that draws, in order."""
@@ -177,9 +213,33 @@ class Scheduler:
             if generation is None:  # cancelled while the step ran
                 continue
             generation.computed = row.past + len(row.tokens)
+            if generation.computed >= (generation.num_published + 1) * PAGE:
+                self._publish(generation)
             if token is not None:
                 self._append(generation, token, now_s, events)
+        if self._states is not None:
+            self._states.saved(plan.saves)
         return events
+
+    def _piece(self, generation: _Generation, budget: int) -> PlanRow:
+        """Plan the next tokens of a prompt: as many as the budget allows, up to the next mark."""
+        past, length = generation.computed, len(generation.tokens)
+        stop = min(past + budget, length, *(mark for mark in generation.marks if mark > past))
+        if stop < length:
+            stop -= stop % self._grain
+        return self._advance(generation, stop - past)
+
+    def _advance(self, generation: _Generation, count: int) -> PlanRow:
+        """Plan the next `count` tokens of a request, and the snapshot that is due after them."""
+        end = generation.computed + count
+        if self._states is not None and not end % PAGE:
+            key = generation.chain.keys(generation.tokens, end // PAGE)[-1]
+            if end in generation.marks:
+                self._states.save(generation.slot, key)
+            elif end == len(generation.tokens):
+                self._states.save(generation.slot, key, instead=generation.tail)
+                generation.tail = key
+        return _row(generation, count)
 
     def _decoding(self, preempted: list[StreamId]) -> Iterator[_Generation]:
         """Give those that decode, oldest first, each with a page for its next token.
@@ -205,9 +265,7 @@ class Scheduler:
     def _preempt(self) -> _Generation:
         """Send the youngest back to the front of the queue."""
         youngest = self._running.pop()
-        self._pages.give_back(youngest.pages)
-        youngest.pages = ()
-        youngest.computed = 0
+        self._let_go(youngest)
         self._waiting.appendleft(youngest)
         return youngest
 
@@ -215,22 +273,55 @@ class Scheduler:
         """Say what keeps the first of the queue out; empty if nothing does, or nobody waits."""
         if not self._waiting:
             return ""
-        if not budget:
+        if budget < self._grain:
             return f"the step has its {self._limits.prefill_tokens} prompt tokens"
         if len(self._running) >= self._limits.max_batch:
             return f"{len(self._running)} run already"
-        needed = _num_pages(self._waiting[0])
-        if needed > self._pages.free:
-            return f"it needs {needed} pages, {self._pages.free} are free"
+        if self._states is not None and not self._states.num_free:
+            return "no state slot is free"
+        found, _ = self._find(self._waiting[0])
+        needed, room = _num_pages(self._waiting[0]) - len(found), self._pages.room(found)
+        if needed > room:
+            return f"it needs {needed} pages, {room} are free"
         return ""
+
+    def _find(self, generation: _Generation) -> tuple[tuple[int, ...], int]:
+        """Find the pages that need not be computed, and count those that would not but for the state.
+
+        At least one token is left to compute.
+        """
+        tokens = generation.tokens
+        keys = generation.chain.keys(tokens, (len(tokens) - 1) // PAGE)
+        found = self._pages.find(keys)
+        if self._states is None:
+            return found, len(found)
+        return found[: self._states.deepest(keys[: len(found)])], len(found)
 
     def _admit(self, now_s: float) -> _Generation:
         generation = self._waiting.popleft()
-        generation.pages = self._pages.take(_num_pages(generation))
+        found, num_known = self._find(generation)
+        self._pages.hold(found)
+        needed = _num_pages(generation) - len(found)
+        generation.pages = found + self._pages.take(needed, after=found[-1] if found else None)
+        generation.num_published = len(found)
+        generation.computed = len(found) * PAGE
+        if self._states is not None:
+            keys = generation.chain.keys(generation.tokens, len(found))
+            generation.slot = self._states.enter(keys[-1] if keys else None)
+            generation.marks = _marks(generation, num_known * PAGE) if self._states.num_snapshots else ()
         if generation.started_s is None:
             generation.started_s = now_s
+            generation.cached_tokens = generation.computed
         self._running.append(generation)
         return generation
+
+    def _publish(self, generation: _Generation) -> None:
+        """Let others find the pages that have become full."""
+        num_full = generation.computed // PAGE
+        keys = generation.chain.keys(generation.tokens, num_full)
+        for place in range(generation.num_published, num_full):
+            self._pages.publish(generation.pages[place], keys[place])
+        generation.num_published = num_full
 
     def _append(self, generation: _Generation, token: int, now_s: float, events: list[Event]) -> None:
         """Add a token, and end the request if it was the last."""
@@ -252,9 +343,16 @@ class Scheduler:
         del self._by_id[generation.request.id]
         if generation.pages:
             self._running.remove(generation)
-            self._pages.give_back(generation.pages)
+            self._let_go(generation)
         else:
             self._waiting.remove(generation)
+
+    def _let_go(self, generation: _Generation) -> None:
+        """Take back what it holds; what was published may be found again."""
+        self._pages.give_back(generation.pages)
+        generation.pages = ()
+        if self._states is not None:
+            self._states.leave(generation.slot)
 
 
 def _row(generation: _Generation, budget: int) -> PlanRow:
@@ -262,9 +360,16 @@ def _row(generation: _Generation, budget: int) -> PlanRow:
     request = generation.request
     tokens = generation.tokens[generation.computed : generation.computed + budget]
     if len(tokens) < generation.pending:
-        return PlanRow(request.id, tokens, generation.computed, generation.pages, None)
+        return PlanRow(request.id, tokens, generation.computed, generation.pages, None, generation.slot)
     draw = Draw(request.temperature, request.top_p, request.top_k, generation.seed, generation.num_output)
-    return PlanRow(request.id, tokens, generation.computed, generation.pages, draw)
+    return PlanRow(request.id, tokens, generation.computed, generation.pages, draw, generation.slot)
+
+
+def _marks(generation: _Generation, branch: int) -> tuple[int, ...]:
+    """Say where snapshots are due; others have computed the prompt's tokens up to `branch`."""
+    last = (len(generation.tokens) - 1) // PAGE * PAGE
+    marks = {branch, last, *range(SNAPSHOT_TOKENS, last, SNAPSHOT_TOKENS)}
+    return tuple(sorted(mark for mark in marks if mark > generation.computed))
 
 
 def _num_pages(generation: _Generation) -> int:

@@ -1,5 +1,6 @@
 """Continuous batching: who takes part in a step, who waits, who gives way, and that all end well."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -231,6 +232,12 @@ class Visit:
     num_prompt: int
     max_tokens: int
     cancelled_after: int | None
+    num_shared: int
+    """So many tokens at the start are the same as others'."""
+
+    def prompt(self, place: int) -> list[int]:
+        shared = prompt(min(self.num_shared, self.num_prompt))
+        return shared + prompt(self.num_prompt - len(shared), 10 + place)
 
 
 visits = st.lists(
@@ -240,6 +247,7 @@ visits = st.lists(
         num_prompt=st.integers(1, 200),
         max_tokens=st.integers(1, 120),
         cancelled_after=st.none() | st.integers(0, 80),
+        num_shared=st.sampled_from([0, 63, 64, 65, 128, 130, 200]),
     ),
     min_size=1,
     max_size=8,
@@ -252,17 +260,19 @@ visits = st.lists(
     num_pages=st.integers(4, 9),
     max_batch=st.integers(1, 4),
     prefill_tokens=st.integers(1, 150),
+    num_snapshots=st.none() | st.integers(0, 5),
 )
 def test_requests_come_and_go_and_each_gets_what_it_would_get_alone(
-    visits: list[Visit], num_pages: int, max_batch: int, prefill_tokens: int
+    visits: list[Visit], num_pages: int, max_batch: int, prefill_tokens: int, num_snapshots: int | None
 ) -> None:
     bench = Bench(num_pages=num_pages, max_batch=max_batch, prefill_tokens=prefill_tokens)
+    if num_snapshots is not None:
+        states = {"num_slots": max_batch, "num_snapshots": num_snapshots}
+        bench = Bench(**states, num_pages=num_pages, max_batch=8, prefill_tokens=PAGE + prefill_tokens)
     for now in range(160):
         for place, visit in enumerate(visits):
             if now == visit.arrives:
-                bench.submit(
-                    request(str(place), prompt(visit.num_prompt, place), max_tokens=visit.max_tokens)
-                )
+                bench.submit(request(str(place), visit.prompt(place), max_tokens=visit.max_tokens))
             if visit.cancelled_after is not None and now == visit.arrives + visit.cancelled_after:
                 bench.cancel(str(place))
         check_step(bench)
@@ -272,7 +282,7 @@ def test_requests_come_and_go_and_each_gets_what_it_would_get_alone(
         [ended] = bench.ended[str(place)]
         said = bench.tokens[str(place)]
         count = min(visit.max_tokens, 256 - visit.num_prompt)
-        assert said == alone(prompt(visit.num_prompt, place), count)[: len(said)]
+        assert said == alone(visit.prompt(place), count)[: len(said)]
         assert ended.output_tokens == len(said)
         assert ended.prompt_tokens == visit.num_prompt
         assert ended.reason == "cancelled" or len(said) == count
@@ -286,8 +296,37 @@ def check_step(bench: Bench) -> None:
     rows, prompts = plan.rows, plan.rows[plan.num_decoding :]
     assert {row.id for row in rows[: plan.num_decoding]} == decoding - set(plan.preempted)
     assert sum(len(row.tokens) for row in prompts) <= bench.limits.prefill_tokens
-    assert all(row.draw for row in rows[:-1])
+    draws = [row.draw is not None for row in rows]
+    assert draws == sorted(draws, reverse=True)
+    assert bench.limits.num_slots or all(draws[:-1])
     assert len({row.id for row in rows}) == len(rows) <= bench.limits.max_batch
-    pages = [page for row in rows for page in row.pages]
-    assert len(set(pages)) == len(pages)
     assert all(row.past + len(row.tokens) <= len(row.pages) * PAGE for row in rows)
+    holders = Counter(page for row in rows for page in row.pages)
+    written = [page for row in rows for page in row.pages[row.past // PAGE :]]
+    assert all(holders[page] == 1 for page in written)
+    check_pages(bench)
+    if bench.limits.num_slots:
+        check_states(bench, plan)
+
+
+def check_states(bench: Bench, plan: Plan) -> None:
+    """Slots are disjoint, none is lost, and what was saved can be found."""
+    states, running = bench.scheduler._states, bench.scheduler._running
+    assert states is not None
+    num_slots, num_snapshots = bench.limits.num_slots, bench.limits.num_snapshots
+    live = {row.slot for row in plan.rows}
+    assert len(live) == len(plan.rows)
+    assert live <= set(range(1, num_slots + 1))
+    assert states.num_free + len(running) == num_slots
+    assert states.num_free_snapshots + len(states._by_key) == num_snapshots
+    kept = {*states._free_snapshots, *states._by_key.values()}
+    assert kept == set(range(num_slots + 1, num_slots + 1 + num_snapshots))
+    assert all(len(bench.model.states[save.snapshot]) % PAGE == 0 for save in plan.saves)
+
+
+def check_pages(bench: Bench) -> None:
+    """Every page is held by those that run and have it, and by nobody else."""
+    pages = bench.scheduler._pages
+    held = Counter(page for generation in bench.scheduler._running for page in generation.pages)
+    assert [pages.num_owners(page) for page in range(pages.total)] == [held[p] for p in range(pages.total)]
+    assert pages.free + len(held) == pages.total

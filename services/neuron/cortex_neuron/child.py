@@ -17,7 +17,8 @@ async def running(
 ) -> AsyncIterator[Process]:
     """Run `python -m module arguments` with its output in a pipe; it is gone when this is left.
 
-    `environment` is added to ours. It is asked to end first, so that it can clear away what it has not finished, and dies with us.
+    `environment` is added to ours. It is asked to end first, so that it can clear away what it has
+    not finished, and it dies with us.
     """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "cortex_kit.tether", str(os.getpid())),

@@ -1,13 +1,17 @@
 """Tiny random checkpoints, written by transformers itself, so that it can be the oracle."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quants
-from safetensors.torch import load_file
+from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, TokenType, get_tensor_name_map, quants
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import (
+    AutoConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PretrainedConfig,
@@ -17,6 +21,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from builders.blocks import gguf_blocks
+from builders.tokenizers import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 _TINY: dict[str, Any] = {
     "vocab_size": 512,
@@ -32,6 +39,16 @@ _TINY: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": None,
 }
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+"""Settings of a rotation as Llama 3 scales it."""
 
 
 def write_llama(path: Path, *, max_shard_size: str = "1GB", **overrides: Any) -> Path:
@@ -66,24 +83,44 @@ def _write(model: PreTrainedModel, path: Path, max_shard_size: str = "1GB") -> P
 def write_gguf(
     path: Path, directory: Path, *, quantisation: str = "F32", rope_factors: tuple[float, ...] = ()
 ) -> Path:
-    """Convert a Llama's `directory` to the GGUF file `path`, as llama.cpp's converter would."""
-    config: Any = LlamaConfig.from_pretrained(directory)
-    kind = GGMLQuantizationType[quantisation]
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    writer = GGUFWriter(path, "llama")
+    """Convert a `directory` to the GGUF file `path`, as llama.cpp's converter would."""
+    config: Any = AutoConfig.from_pretrained(directory)
+    arch = MODEL_ARCH[config.model_type.upper()]
+    names = get_tensor_name_map(arch, config.num_hidden_layers)
+    writer = GGUFWriter(path, config.model_type)
     _add_settings(writer, config)
+    if (directory / "tokenizer.json").exists():
+        _add_tokenizer(writer, directory)
     if rope_factors:
         writer.add_tensor("rope_freqs.weight", np.array(rope_factors, dtype=np.float32))
     for name, tensor in load_file(directory / "model.safetensors").items():
-        values = _permuted(name, tensor.numpy(), config)
-        stored = kind if values.ndim == 2 else GGMLQuantizationType.F32
+        kind = _kind(tensor, quantisation)
+        stored = gguf_blocks(tensor.numpy(), kind)
+        if arch is MODEL_ARCH.LLAMA:
+            stored = _permuted(name, stored, config)
         gguf_name = str(names.get_name(name, try_suffixes=(".weight", ".bias")))
-        writer.add_tensor(gguf_name, quants.quantize(values, stored), raw_dtype=stored)
+        writer.add_tensor(gguf_name, stored, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_rounded(path: Path, directory: Path, quantisation: str) -> Path:
+    """Copy `directory` to `path` with the weights that `write_gguf` leaves of it."""
+    shutil.copytree(directory, path)
+    rounded = {}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        kind = _kind(tensor, quantisation)
+        rounded[name] = torch.from_numpy(quants.dequantize(gguf_blocks(tensor.numpy(), kind), kind).copy())
+    save_file(rounded, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+def _kind(tensor: Tensor, quantisation: str) -> GGMLQuantizationType:
+    """Norms and biases stay in float32, as converters leave them."""
+    return GGMLQuantizationType[quantisation if tensor.ndim == 2 else "F32"]
 
 
 def _add_settings(writer: GGUFWriter, config: Any) -> None:
@@ -95,11 +132,27 @@ def _add_settings(writer: GGUFWriter, config: Any) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_token_list(["a", "bc"])
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
     writer.add_array("tokenizer.ggml.scores", [0.5, 1.5])
     writer.add_eos_token_id(2)
     writer.add_eot_token_id(7)
+
+
+def _add_tokenizer(writer: GGUFWriter, directory: Path) -> None:
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())["model"]
+    special = len(SPECIAL_TOKENS)
+    tokens = sorted(tokenizer["vocab"], key=tokenizer["vocab"].__getitem__)
+    control, normal = TokenType.CONTROL, TokenType.NORMAL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([control if at < special else normal for at in range(len(tokens))])
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_chat_template(CHAT_TEMPLATE)
 
 
 def _permuted(name: str, values: np.ndarray, config: Any) -> np.ndarray:

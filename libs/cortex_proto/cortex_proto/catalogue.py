@@ -36,7 +36,9 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     id: ModelId
     source: str | None = None
-    """Where the weights are: a path, `package:<module>/<file>`; None: the id is a path or hub id."""
+    """Where the weights are: a path, `hf:<org>/<name>[@<revision>]`, `package:<module>/<file>`.
+
+    None: the id is a path, or, where no such path exists, an id of the Hugging Face hub."""
     quant: str | None = None
     vram_mb: int | None = None
     """What the whole model needs, in MiB over all devices; None: the neuron estimates."""

@@ -142,17 +142,17 @@ class Convergence:
             await self._gone(model, was_loaded=was_loaded)
 
     def _loaded(self, plan: loading.Plan, fit: Fit) -> contextlib.AbstractAsyncContextManager[Replica]:
-        def progressed(stage: str, progress: float) -> None:
-            self.residents.progressed(plan.model.id, stage, progress)
-            self._on_change()
-
         return loading.loaded(
             plan,
             fit.kv_bytes,
             self._site.options,
             on_events=partial(self._serving.take, plan.model.id),
-            on_progress=progressed,
+            on_progress=partial(self._progressed, plan.model.id),
         )
+
+    def _progressed(self, model: ModelId, stage: str, progress: float) -> None:
+        self.residents.progressed(model, stage, progress)
+        self._on_change()
 
     async def _admit(self, assignment: Assignment) -> tuple[loading.Plan, Fit]:
         """Reserve memory for a load, waiting for models that are leaving.
@@ -162,7 +162,9 @@ class Convergence:
             NoRoomError: there is no room, and none will come by itself.
         """
         site, model = self._site, assignment.model.id
-        plan = await asyncio.to_thread(loading.plan, assignment, site.options, site.hardware, site.base)
+        plan = await loading.plan(
+            assignment, site.options, site.hardware, site.base, partial(self._progressed, model)
+        )
         devices = [device.index for device in plan.devices]
         while True:
             self._moved.clear()

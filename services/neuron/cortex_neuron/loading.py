@@ -11,13 +11,15 @@ from pathlib import Path
 import psutil
 
 from cortex_kit import settings
-from cortex_neuron import files
+from cortex_neuron import files, hub
 from cortex_neuron.engine.cluster import Cluster, OnEvents, OnProgress
 from cortex_neuron.engine.messages import LoadOptions
+from cortex_neuron.files import Weights
 from cortex_neuron.hardware import DeviceFacts, Hardware
 from cortex_neuron.memory import Need
 from cortex_neuron.model.spec import PAGE, Step, check_world, footprint, kv_page_bytes, read_spec
 from cortex_neuron.replica import Replica
+from cortex_neuron.residents import DOWNLOADING
 from cortex_neuron.text import conversion, tokenizer
 from cortex_proto.catalogue import MIB, Model
 from cortex_proto.errors import LoadFailedError
@@ -40,16 +42,34 @@ class Plan:
     """Of each device."""
 
 
-def plan(assignment: Assignment, options: settings.Neuron, hardware: Hardware, base: Path) -> Plan:
-    """Look at the files of a model and work out what it needs. Blocks on the disk.
+async def plan(
+    assignment: Assignment,
+    options: settings.Neuron,
+    hardware: Hardware,
+    base: Path,
+    on_progress: OnProgress,
+) -> Plan:
+    """Find the files of a model, or download them, and work out what it needs.
 
     Raises:
         LoadFailedError: there are no such files, or the engine cannot run them here.
     """
-    model = assignment.model
     devices = _devices(assignment, hardware)
+    weights = await _find(assignment.model, base, on_progress)
+    on_progress("reading headers", 0.0)
+    return await asyncio.to_thread(_plan, assignment.model, weights, devices, options)
+
+
+async def _find(model: Model, base: Path, on_progress: OnProgress) -> Weights:
+    place = await asyncio.to_thread(files.locate, model, base)
+    if isinstance(place, Weights):
+        return place
+    path = await hub.download(place, lambda fraction: on_progress(DOWNLOADING, fraction))
+    return Weights(path, place.dtype)
+
+
+def _plan(model: Model, weights: Weights, devices: tuple[DeviceFacts, ...], options: settings.Neuron) -> Plan:
     kind, world = devices[0].kind, len(devices)
-    weights = files.locate(model, base)
     spec = read_spec(weights.path)
     check_world(spec, world)
     dtype = weights.dtype or _default_dtype(options, devices[0])

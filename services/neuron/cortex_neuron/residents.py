@@ -4,9 +4,9 @@
                         |          ^-----wanted again-----'                ^
                         '---unwanted, or its engine died (READY too)-------'
 
-One model loads at a time. Memory counts as free only after CLOSING. A load that failed stays as a
-refusal and is tried again after a pause that doubles, or at once when memory was freed, if it was
-for want of memory. All deadlines come from `now_s`.
+One model loads at a time, those that are still downloaded aside. Memory counts as free only after
+CLOSING. A load that failed stays as a refusal and is tried again after a pause that doubles, or at
+once when memory was freed, if it was for want of memory. All deadlines come from `now_s`.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,8 @@ from cortex_proto.placement import Assignment, Desired
 
 RETRY_S = 2.0
 RETRY_LIMIT_S = 120.0
+DOWNLOADING = "downloading"
+"""The stage of a load that takes nothing of this node but its network: it holds up no other load."""
 STABLE_S = 60.0
 """A model that was ready for so long before it died has had no failures."""
 
@@ -224,7 +226,7 @@ class Residents:
                 pass
 
     def _next_load(self, now_s: float) -> Load | None:
-        if any(r.phase is Phase.LOADING for r in self._residents.values()):
+        if any(r.phase is Phase.LOADING and r.stage != DOWNLOADING for r in self._residents.values()):
             return None
         for model in self.queued(now_s):
             assignment, refusal = self._wanted[model], self._refusals.get(model)

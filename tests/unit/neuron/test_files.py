@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex_neuron.files import Weights, locate
+from cortex_neuron.files import Repo, Weights, locate
 from cortex_proto.catalogue import Model
 from cortex_proto.errors import LoadFailedError
 from cortex_proto.ids import ModelId
@@ -41,6 +41,35 @@ def test_without_a_source_the_id_is_the_path(checkpoint: Path) -> None:
     assert locate(model(None, name=str(checkpoint)), Path("/")) == Weights(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("name", "source", "repo"),
+    [
+        ("some/model", "hf:org/name", Repo("org/name")),
+        ("some/model", "hf:org/na-me.2@v1.0", Repo("org/na-me.2", revision="v1.0")),
+        ("org/name", None, Repo("org/name")),
+    ],
+)
+def test_a_hub_is_asked_by_source_or_by_an_id_that_is_no_path(
+    name: str, source: str | None, repo: Repo
+) -> None:
+    assert locate(model(source, name=name), Path("/")) == repo
+
+
+@pytest.mark.parametrize(
+    ("quant", "wanted"),
+    [("Q4_K_M", Repo("org/name", quant="Q4_K_M")), ("bf16", Repo("org/name", dtype="bfloat16"))],
+)
+def test_quant_names_a_file_of_a_repository_or_a_dtype(quant: str, wanted: Repo) -> None:
+    assert locate(model("hf:org/name", quant), Path("/")) == wanted
+
+
+def test_an_id_that_is_neither_a_path_nor_a_repository_is_refused() -> None:
+    with pytest.raises(
+        LoadFailedError, match="names no `source`, and is neither a path nor an id of the hub"
+    ):
+        locate(model(None, name="model"), Path("/nowhere"))
+
+
 @pytest.mark.parametrize(("quant", "file"), [("Q4_K_M", "m-Q4_K_M.gguf"), ("q8_0", "m-Q8_0.gguf")])
 def test_quant_chooses_the_file_with_it_in_its_name(ggufs: Path, quant: str, file: str) -> None:
     assert locate(model(str(ggufs), quant), Path("/")) == Weights(ggufs / file)
@@ -54,18 +83,20 @@ def test_quant_may_name_a_dtype(checkpoint: Path, quant: str, dtype: str) -> Non
 
 
 def test_a_file_of_an_installed_package_is_found_without_importing_it() -> None:
-    path = locate(model("package:pytest/__init__.py"), Path("/")).path
+    weights = locate(model("package:pytest/__init__.py"), Path("/"))
 
-    assert path.name == "__init__.py"
-    assert path.exists()
+    assert isinstance(weights, Weights)
+    assert weights.path.name == "__init__.py"
+    assert weights.path.exists()
 
 
 @pytest.mark.parametrize(
     ("source", "quant", "said"),
     [
         ("nowhere", None, "does not exist on this node"),
-        (None, None, "downloads from a hub are not supported"),
-        ("hf:org/name", None, "use a path or package:"),
+        ("hub:org/name", None, "use a path, hf:<org>/<name> or package:"),
+        ("hf:name", None, "use a path, hf:<org>/<name> or package:"),
+        ("hf:a/b/c", None, "use a path, hf:<org>/<name> or package:"),
         ("package:no_such_package/x.gguf", None, "'no_such_package' of source .* is not installed"),
         ("package:/x", None, "is not installed"),
         (".", None, "several files .* m-F16.gguf, m-Q4_K_M.gguf, m-Q8_0.gguf"),

@@ -19,15 +19,15 @@ GPUS = Hardware(
 )
 
 
-def planned(path: Path, devices: tuple[int, ...], **fields: Any) -> loading.Plan:
-    model = Model(ModelId("m"), source=str(path), **fields)
-    return loading.plan(Assignment(model, devices, "test"), settings.Neuron(), GPUS, path)
+async def planned(path: Path, devices: tuple[int, ...], **fields: Any) -> loading.Plan:
+    assignment = Assignment(Model(ModelId("m"), source=str(path), **fields), devices, "test")
+    return await loading.plan(assignment, settings.Neuron(), GPUS, path, lambda _stage, _fraction: None)
 
 
-def test_a_model_on_two_devices_needs_about_half_of_each(tmp_path: Path) -> None:
+async def test_a_model_on_two_devices_needs_about_half_of_each(tmp_path: Path) -> None:
     path = write_llama(tmp_path, vocab_size=20_000)
 
-    one, two = planned(path, (1,), vram_mb=100), planned(path, (3, 1), vram_mb=100)
+    one, two = await planned(path, (1,), vram_mb=100), await planned(path, (3, 1), vram_mb=100)
 
     assert [device.label for device in two.devices] == ["cuda:1", "cuda:3"]
     assert two.need.kv_page_bytes * 2 == one.need.kv_page_bytes
@@ -44,10 +44,10 @@ def test_a_model_on_two_devices_needs_about_half_of_each(tmp_path: Path) -> None
         ((0, 1, 2), 1, "4 query heads cannot be shared by 3 ranks"),
     ],
 )
-def test_devices_that_cannot_share_the_model_are_refused_with_the_reason(
+async def test_devices_that_cannot_share_the_model_are_refused_with_the_reason(
     tmp_path: Path, devices: tuple[int, ...], min_devices: int, because: str
 ) -> None:
     path = write_llama(tmp_path)
 
     with pytest.raises(LoadFailedError, match=because):
-        planned(path, devices, min_devices=min_devices)
+        await planned(path, devices, min_devices=min_devices)

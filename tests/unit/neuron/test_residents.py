@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from cortex_neuron.residents import (
+    DOWNLOADING,
     RETRY_S,
     STABLE_S,
     Abort,
@@ -70,6 +71,15 @@ def test_models_load_one_after_the_other() -> None:
     assert residents.queued(0.0) == (B,)
 
     residents.loaded(A, 1.0)
+
+    assert decide(residents) == [Load(assigned(B), "asked for")]
+
+
+def test_a_download_holds_up_no_other_load() -> None:
+    residents = wanting(A, B)
+    decide(residents)
+
+    residents.progressed(A, DOWNLOADING, 0.1)
 
     assert decide(residents) == [Load(assigned(B), "asked for")]
 

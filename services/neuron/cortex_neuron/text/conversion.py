@@ -7,10 +7,11 @@ loads torch. So a short-lived process does it, and the result is kept in the use
 import asyncio
 import hashlib
 import os
-import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from cortex_neuron import child
 from cortex_proto.errors import LoadFailedError
 
 CONVERT_LIMIT_S = 300.0
@@ -53,26 +54,18 @@ def _tokenizer_files(directory: Path) -> Iterable[Path]:
 
 
 async def _convert(model: Path, target: Path) -> None:
-    tether = [sys.executable, "-m", "cortex_kit.tether", str(os.getpid())]
-    child = await asyncio.create_subprocess_exec(
-        *tether,
-        *(sys.executable, "-m", "cortex_neuron.text.convert", str(model), str(target)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    try:
-        async with asyncio.timeout(CONVERT_LIMIT_S):
-            _, said = await child.communicate()
-    except TimeoutError as error:
-        raise LoadFailedError(
-            f"{model}: converting the tokenizer took over {CONVERT_LIMIT_S:.0f} s"
-        ) from error
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    if child.returncode != 0:
+    arguments = (str(model), str(target))
+    offline = {"HF_HUB_OFFLINE": "1"}
+    async with child.running(
+        "cortex_neuron.text.convert", *arguments, stderr=PIPE, environment=offline
+    ) as process:
+        try:
+            async with asyncio.timeout(CONVERT_LIMIT_S):
+                _, said = await process.communicate()
+        except TimeoutError as error:
+            raise LoadFailedError(
+                f"{model}: converting the tokenizer took over {CONVERT_LIMIT_S:.0f} s"
+            ) from error
+    if process.returncode != 0:
         reason = (said.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
         raise LoadFailedError(f"{model}: cannot convert the tokenizer: {reason}")

@@ -123,6 +123,13 @@ def test_tools_that_may_not_be_called_are_not_offered() -> None:
     assert chat(tools=[WEATHER], tool_choice="none").tools == ()
 
 
+def test_strictness_is_not_promised_in_silence() -> None:
+    strict = {"type": "function", "function": {"name": "f", "strict": True}}
+
+    assert asked(body(tools=[WEATHER, strict])).ignored == ("tools.strict",)
+    assert asked(body(tools=[WEATHER, TIME])).ignored == ()
+
+
 def test_one_call_at_most_may_be_asked_for() -> None:
     assert not chat(tools=[WEATHER], parallel_tool_calls=False).parallel_tool_calls
 

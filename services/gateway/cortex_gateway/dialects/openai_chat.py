@@ -148,7 +148,7 @@ def read(raw: bytes, request: RequestId, gateway: InstanceId) -> ChatRequest:
         _generate(body, request, gateway),
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
-        ignored=_ignored(fields),
+        ignored=(*_ignored(fields), *(("tools.strict",) if _asks_strictness(body) else ())),
     )
 
 
@@ -186,6 +186,10 @@ def _ignored(fields: Mapping[str, Any]) -> tuple[str, ...]:
         name for name in sorted(fields.keys() - known) if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII)
     )
     return tuple(unknown)[:_MAX_NAMED]
+
+
+def _asks_strictness(body: ChatBody) -> bool:
+    return any(tool.function.strict for tool in body.tools or ())
 
 
 def _generate(body: ChatBody, request: RequestId, gateway: InstanceId) -> Generate:

@@ -19,6 +19,8 @@ class Function(msgspec.Struct, frozen=True):
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    """Whether the arguments must keep to the schema. Not enforced."""
 
 
 class FunctionTool(msgspec.Struct, frozen=True):

@@ -10,6 +10,8 @@ _PARAMETER = "<parameter="
 _PARAMETER_ENDS = ("\n</parameter>", "</parameter>")
 _FUNCTION_END = "</function>"
 _BLOCK_END = "</tool_call>"
+_MAX_DEPTH = 16
+"""Of alternatives within alternatives in a schema; what is deeper is not looked at."""
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
@@ -152,15 +154,15 @@ def coerce(text: str, schema: object) -> str:
     return dump(value) if _type_names(value) & (_types(schema) - {"string"}) else dump(text)
 
 
-def _types(schema: object) -> set[str]:
+def _types(schema: object, depth: int = 0) -> set[str]:
     """Name the types that a schema allows; none if it does not say. It is the caller's: it may be odd."""
-    if not isinstance(schema, dict):
+    if not isinstance(schema, dict) or depth > _MAX_DEPTH:
         return set()
     if "$ref" in schema:
         return {"object", "array"}
     types = {name for name in _listed(schema.get("type")) if isinstance(name, str)}
     for key in ("anyOf", "oneOf", "allOf"):
-        types.update(*(_types(branch) for branch in _listed(schema.get(key))))
+        types.update(*(_types(branch, depth + 1) for branch in _listed(schema.get(key))))
     return types or {name for value in _listed(schema.get("enum")) for name in _type_names(value)}
 
 

@@ -282,16 +282,13 @@ def _read_call(body: str) -> tuple[str, str] | None:
     """Read name and arguments from JSON in any order; None if it is no call."""
     try:
         call = json.loads(body)
+        if not isinstance(call, dict) or not isinstance(name := call.get("name"), str) or not name:
+            return None
+        arguments = call.get("arguments", call.get("parameters"))
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments or "{}")
+        if arguments is None:
+            arguments = {}
+        return (sound(name), dump(arguments)) if isinstance(arguments, dict) else None
     except (ValueError, RecursionError):
         return None
-    if not isinstance(call, dict) or not isinstance(name := call.get("name"), str) or not name:
-        return None
-    arguments = call.get("arguments", call.get("parameters"))
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError):
-            return None
-    if arguments is None:
-        arguments = {}
-    return (sound(name), dump(arguments)) if isinstance(arguments, dict) else None

@@ -51,6 +51,12 @@ def test_thoughts_text_and_calls_are_told_apart() -> None:
     assert (thinking.num_calls, thinking.is_over) == (1, False)
 
 
+def test_marks_of_thoughts_inside_a_call_belong_to_its_arguments() -> None:
+    (call,) = written(answer(CALLING), CALL.replace("3", '"<think>a</think>"'))
+
+    assert call[-1] == '{"days": "<think>a</think>"}'
+
+
 def test_ids_differ_from_call_to_call_and_from_stream_to_stream() -> None:
     first, second = (part[2] for part in written(answer(CALLING), CALL * 2))
 

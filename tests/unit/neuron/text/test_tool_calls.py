@@ -28,6 +28,9 @@ PIECES = [
 ]
 CALL_F = '<tool_call>{"name":"f","arguments":{}}</tool_call>'
 CALL_G = CALL_F.replace('"f"', '"g"')
+DEEP: dict[str, Any] = {"type": "integer"}
+for _ in range(1000):
+    DEEP = {"anyOf": [DEEP]}
 CUTS = st.lists(st.integers(0, 200), max_size=10)
 
 
@@ -136,6 +139,7 @@ def test_bare_json_is_a_call_where_the_answer_begins(text: str, expected: list[S
         '<tool_call>{"name": "", "arguments": {}}</tool_call>',
         '<tool_call>{"arguments": {}}</tool_call>',
         "<tool_call>[1]</tool_call>",
+        '<tool_call>{"arguments": ' + "[" * 5000 + "</tool_call>",
         '<tool_call>{"name": "</tool_call>", "arguments": {}}',
         '<tool_call>{"name": "f", "argu',
         "<tool_call>\n<function=f",
@@ -236,6 +240,7 @@ def test_any_arguments_survive(arguments: dict[str, Any], notation: Notation, *,
         ("[" * 100_000, {"type": "array"}, '"' + "[" * 100_000 + '"'),
         ('["\\ud800"]', {"type": "array"}, '["?"]'),
         ("3", None, '"3"'),
+        ("3", DEEP, '"3"'),
     ],
 )
 def test_a_value_becomes_what_the_schema_says(text: str, schema: object, expected: str) -> None:

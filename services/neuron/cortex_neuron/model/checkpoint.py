@@ -5,6 +5,7 @@ refused at once and never half loaded.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cortex_neuron.model import hf_directory
+from cortex_neuron.model.mapped import Mapped
 from cortex_neuron.model.spec import HEAD_WEIGHT
 from cortex_proto.errors import LoadFailedError
 
@@ -43,9 +45,11 @@ class SafetensorsDirectory:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Give each tensor once, in file order."""
         for file in self.files:
+            mapped = Mapped(file)
             with safe_open(file, framework="pt") as opened:
                 for name in opened.offset_keys():
                     yield name, opened.get_slice(name)[:]
+                    mapped.passed(4 * prod(self.shapes[name]))
 
 
 def fill(places: Mapping[str, Tensor], checkpoint: Checkpoint, on_progress: OnProgress) -> None:

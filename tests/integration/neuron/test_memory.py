@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from builders.checkpoints import write_gguf, write_llama
+from builders.engine import load_options
 from cortex_neuron.engine.cluster import Cluster
 from cortex_neuron.engine.messages import LoadOptions
 from cortex_neuron.model.spec import DTYPE_BYTES, read_spec
@@ -26,10 +27,6 @@ SIZE: dict[str, Any] = {
 LARGEST_BYTES = SIZE["vocab_size"] * SIZE["hidden_size"] * 4
 MARGIN_BYTES = 12 * 2**20
 """What the allocator keeps, and what is read between two returns of a file's pages."""
-
-
-def options(path: Path, dtype: str) -> LoadOptions:
-    return LoadOptions(path, "cpu", dtype, 4 * 2**20, 2, 2, 64, 1)
 
 
 async def measured(loading: LoadOptions) -> tuple[int, int]:
@@ -55,7 +52,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def empty_bytes(tmp_path_factory: pytest.TempPathFactory) -> int:
     """What a rank takes with next to no model."""
-    resident, _ = await measured(options(write_llama(tmp_path_factory.mktemp("tiny")), "float32"))
+    resident, _ = await measured(load_options(write_llama(tmp_path_factory.mktemp("tiny"))))
     return resident
 
 
@@ -65,7 +62,7 @@ async def test_a_load_needs_the_model_and_one_tensor_and_no_more(
     checkpoint: Path, empty_bytes: int, tmp_path: Path, form: str, dtype: str
 ) -> None:
     path = checkpoint if form == "safetensors" else write_gguf(tmp_path / "m.gguf", checkpoint)
-    loading = options(path, dtype)
+    loading = load_options(path, dtype=dtype)
     weight_bytes = read_spec(path).num_parameters * DTYPE_BYTES[dtype]
 
     resident, peak = await measured(loading)

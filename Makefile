@@ -9,7 +9,7 @@ IMAGES := $(shell sed -n "s|^FROM .* AS \([a-z-]*\)$$|\1|p" deploy/Dockerfile | 
 PURE_TESTS := tests/unit tests/contract
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-slow check format lint image clean
+.PHONY: help install demo up test test-slow bench-engine check format lint image clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -35,6 +35,9 @@ test: $(STAMP) ## all tests but the slow ones
 
 test-slow: $(STAMP) ## the slow ones
 	@$(BIN)/pytest tests -m slow -q
+
+bench-engine: $(STAMP) ## how fast the engine is by itself, a table; minutes
+	@PYTHONPATH=tests $(BIN)/python tests/bench/bench_engine.py
 
 check: lint ## what a commit must pass, under two minutes
 	@$(BIN)/pytest $(PURE_TESTS) -m 'not slow' -q

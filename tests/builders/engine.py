@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from cortex_neuron.engine.messages import Ended, EngineRequest, Event, Sampled
+from cortex_neuron.engine.messages import Ended, EngineRequest, Event, LoadOptions, Sampled
 from cortex_neuron.engine.plan import Plan, PlanRow
 from cortex_neuron.engine.scheduler import Limits, Scheduler
 from cortex_neuron.model.spec import PAGE
@@ -16,6 +17,20 @@ VOCAB = 101
 
 def request(name: str = "a", tokens: Sequence[int] = (1, 2, 3), **fields: Any) -> EngineRequest:
     return EngineRequest(StreamId(name), list(tokens), **fields)
+
+
+def load_options(path: Path, **fields: Any) -> LoadOptions:
+    """One rank on the CPU, with one thread and little room."""
+    defaults: dict[str, Any] = {
+        "device": "cpu",
+        "dtype": "float32",
+        "kv_bytes": 4 * 2**20,
+        "max_batch": 8,
+        "max_waiting": 8,
+        "prefill_tokens": 64,
+        "threads": 1,
+    }
+    return LoadOptions(path=path, **(defaults | fields))
 
 
 def limits(**fields: Any) -> Limits:

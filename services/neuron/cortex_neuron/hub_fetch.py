@@ -5,6 +5,7 @@ process. Endpoint, token and cache are those that the library reads from the env
 (HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE). What it logs may hold signed addresses, so nobody hears it.
 """
 
+import contextlib
 import json
 import shutil
 import signal
@@ -35,6 +36,7 @@ _SIDE = (
 """All that the engine and the tokenizers read beside the weights; in the top folder only."""
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _REPORT_PERIOD_S = 0.25
+_STALE_S = 3600.0
 _UNREACHABLE = (httpx2.TransportError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
 
 Say = Callable[[Said], None]
@@ -117,6 +119,7 @@ def _fetch(repo: Repo, listing: _Listing, say: Say) -> Path:
     names, path = _wanted(repo, listing.files, lambda name: Path(get(name)))
     files = [listing.files[name] for name in names]
     need_bytes = sum(file.size for file in files if not (folder / "blobs" / file.blob).exists())
+    _clear(folder)
     _check_room(repo, need_bytes)
     counter = _counter(need_bytes, say)
     for name in names:
@@ -159,6 +162,14 @@ def _cached(repo: Repo, because: str) -> Path:
     except LoadFailedError as error:
         raise LoadFailedError(f"{because}; and an earlier download is not enough: {error}") from error
     return snapshot / path
+
+
+def _clear(folder: Path) -> None:
+    """Remove pieces that a killed download left behind; one that is alive writes all the time."""
+    for piece in (folder / "blobs").glob("*.incomplete"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - piece.stat().st_mtime > _STALE_S:
+                piece.unlink()
 
 
 def _check_room(repo: Repo, need_bytes: int) -> None:

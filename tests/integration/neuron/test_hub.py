@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -105,6 +106,16 @@ def leftovers(cache: Path) -> list[Path]:
     return list(cache.rglob("*.incomplete"))
 
 
+def write_pieces(folder: Path) -> tuple[Path, Path]:
+    """Leave pieces of two downloads, of which one has not been written to for a day."""
+    folder.mkdir(parents=True)
+    stale, alive = folder / "a.1.incomplete", folder / "b.2.incomplete"
+    for piece in (stale, alive):
+        piece.touch()
+    os.utime(stale, (time.time() - 86_400,) * 2)
+    return stale, alive
+
+
 def sharded() -> dict[str, bytes]:
     shards = {f"model-0000{n}-of-00002.safetensors": weights(seed=n) for n in (1, 2)}
     index = {"weight_map": {f"tensor{n}": name for n, name in enumerate(shards)}}
@@ -179,6 +190,15 @@ async def test_what_is_there_is_not_fetched_again(hub: Hub) -> None:
     assert await get(Repo("org/gguf")) == first
     assert await get(Repo("org/gguf", revision=COMMIT)) == first
     assert len(hub.gets("m.gguf")) == 1
+
+
+async def test_what_a_killed_download_left_is_cleared_away(hub: Hub, cache: Path) -> None:
+    hub.repos["org/gguf"] = {"m.gguf": weights()}
+    _, alive = write_pieces(cache / "models--org--gguf" / "blobs")
+
+    await get(Repo("org/gguf"))
+
+    assert leftovers(cache) == [alive]
 
 
 async def test_each_failure_is_told_apart(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,14 @@ fit is refused at once and never half loaded. A rank reads only its own part of 
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
 from safetensors import safe_open
 
 from cortex_neuron.model import hf_directory
+from cortex_neuron.model.mapped import Mapped
 from cortex_neuron.model.places import Place, Source
 from cortex_neuron.model.spec import HEAD_WEIGHT
 from cortex_proto.errors import LoadFailedError
@@ -43,9 +45,11 @@ class SafetensorsDirectory:
     def tensors(self) -> Iterator[tuple[str, Source]]:
         """Give each tensor once, in file order; nothing is read before a part is asked for."""
         for file in self.files:
+            mapped = Mapped(file)
             with safe_open(file, framework="pt") as opened:
                 for name in opened.offset_keys():
                     yield name, opened.get_slice(name)
+                    mapped.passed(4 * prod(self.shapes[name]))
 
 
 def check(places: Mapping[str, Place], checkpoint: Checkpoint) -> None:

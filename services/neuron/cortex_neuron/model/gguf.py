@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cortex_neuron.model import gguf_header
 from cortex_neuron.model.gguf_header import TensorAt
+from cortex_neuron.model.mapped import Mapped
 from cortex_proto.errors import LoadFailedError
 
 _PERMUTING = frozenset({"llama"})
@@ -34,10 +35,12 @@ class GgufFile:
         """Give each tensor once, in file order, whole and as float32."""
         # Mode c: what is stored as float32 is handed out as it lies, and torch wants it writable.
         mapped = np.memmap(self.header.path, mode="c")
+        pages = Mapped(self.header.path)
         in_file_order = sorted(self.header.tensors.items(), key=lambda item: item[1].offset)
         for gguf_name, at in in_file_order:
             name = gguf_header.hf_name(gguf_name)
             yield name, self._in_hf_order(name, self._dequantised(mapped, gguf_name, at))
+            pages.passed(4 * prod(at.shape))
 
     def _check_length(self) -> None:
         num_bytes = self.header.path.stat().st_size

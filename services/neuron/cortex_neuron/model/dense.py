@@ -6,6 +6,8 @@ Dimensions, as suffixes of tensor names:
 Source: Llama, arXiv:2302.13971; GQA, arXiv:2305.13245; Qwen3, arXiv:2505.09388 (norms on q and k).
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -61,12 +63,18 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention, then the MLP, each on the normalised stream and added to it."""
 
-    def __init__(self, spec: ModelSpec, empty: Empty) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        _index: int,
+        empty: Empty,
+        make_mlp: Callable[[ModelSpec, Empty], nn.Module] = MLP,
+    ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
         self.self_attn = Attention(spec, empty)
         self.post_attention_layernorm = RMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
-        self.mlp = MLP(spec, empty)
+        self.mlp = make_mlp(spec, empty)
 
     def forward(self, x_TD: Tensor, rotation: Rotation, cache: LayerCache) -> Tensor:
         """Return the stream after this layer, x_TD."""

@@ -1,12 +1,13 @@
-"""The memory that holds keys and values, cut into pages that any sequence may own."""
+"""What a model remembers of its sequences: pages of keys and values, and slots of states."""
 
 import torch
 
 from cortex_neuron.model.spec import PAGE, ModelSpec
+from cortex_neuron.model.state import StatePool
 
 
 class KvPool:
-    """Keys and values of all layers: `k` and `v` are [layers, kv heads, pages, PAGE, head width].
+    """Keys and values of all layers that attend, and the states of those that do not: `k` and `v` are [layers, kv heads, pages, PAGE, head width].
 
     Heads stand before pages, so that the tokens of a run of adjacent pages lie side by side within
     a head: attention reads them without a copy, and faster than with the heads in between.
@@ -14,9 +15,16 @@ class KvPool:
     """
 
     def __init__(
-        self, spec: ModelSpec, *, num_pages: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        spec: ModelSpec,
+        *,
+        num_pages: int,
+        num_slots: int = 1,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
-        shape = (spec.num_layers, spec.num_kv_heads, num_pages, PAGE, spec.head_dim)
+        shape = (spec.num_attention_layers, spec.num_kv_heads, num_pages, PAGE, spec.head_dim)
         self.num_pages = num_pages
         self.k = torch.empty(shape, dtype=dtype, device=device)
         self.v = torch.empty(shape, dtype=dtype, device=device)
+        self.states = StatePool(spec, num_slots=num_slots, dtype=dtype, device=device)

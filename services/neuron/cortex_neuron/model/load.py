@@ -6,14 +6,23 @@ from pathlib import Path
 
 import torch
 
-from cortex_neuron.model import dense
+from cortex_neuron.model import dense, moe, qwen35
 from cortex_neuron.model.causal import CausalModel, MakeLayer
 from cortex_neuron.model.checkpoint import Checkpoint, OnProgress, SafetensorsDirectory, fill
 from cortex_neuron.model.gguf import GgufFile
 from cortex_neuron.model.matmul import can_pack
+from cortex_neuron.model.relaid import Relaid
 from cortex_neuron.model.spec import read_spec
 
-LAYERS: Mapping[str, MakeLayer] = {"llama": dense.Layer, "qwen2": dense.Layer, "qwen3": dense.Layer}
+LAYERS: Mapping[str, MakeLayer] = {
+    "llama": dense.Layer,
+    "qwen2": dense.Layer,
+    "qwen3": dense.Layer,
+    "qwen3_moe": moe.layer,
+    "qwen3_next": qwen35.layer,
+    "qwen3_5": qwen35.layer,
+    "qwen3_5_moe": qwen35.layer,
+}
 """The layer of each architecture that `spec` can read."""
 
 
@@ -28,7 +37,7 @@ def load(
     device = torch.device(device)
     spec = read_spec(path)
     model = CausalModel(spec, LAYERS[spec.architecture], partial(torch.empty, dtype=dtype, device=device))
-    fill(model.places(), _open(path), on_progress)
+    fill(model.places(), Relaid(_open(path), spec), on_progress)
     if can_pack(dtype, device):
         _pack(model, on_progress)
     return model.eval()

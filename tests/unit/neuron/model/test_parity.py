@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from builders.checkpoints import write_gguf, write_llama, write_qwen2, write_qwen3
+from builders.checkpoints import (
+    write_gguf,
+    write_llama,
+    write_qwen2,
+    write_qwen3,
+    write_qwen3_5,
+    write_qwen3_5_moe,
+    write_qwen3_5_with_eyes,
+    write_qwen3_moe,
+    write_qwen3_next,
+)
 from builders.models import load_quietly, logits_at_each, pool, random_tokens, reference, reference_logits
 from cortex_neuron.model.batch import Batch
 from cortex_neuron.model.load import LAYERS
@@ -36,6 +46,20 @@ CASES = {
     ),
     "qwen2": (write_qwen2, {}),
     "qwen3": (write_qwen3, {"tie_word_embeddings": True}),
+    "qwen3_moe": (write_qwen3_moe, {}),
+    "qwen3_moe, renormalised": (write_qwen3_moe, {"norm_topk_prob": True}),
+    "qwen3_moe, some dense layers": (write_qwen3_moe, {"mlp_only_layers": [0], "decoder_sparse_step": 2}),
+    "qwen3_5": (write_qwen3_5, {}),
+    "qwen3_5, tied": (write_qwen3_5, {"tie_word_embeddings": True}),
+    "qwen3_5, as many value heads as key heads": (write_qwen3_5, {"linear_num_value_heads": 2}),
+    "qwen3_5, an order of its own": (
+        write_qwen3_5,
+        {"layer_types": ["full_attention", "linear_attention", "full_attention", "linear_attention"]},
+    ),
+    "qwen3_5, with eyes": (write_qwen3_5_with_eyes, {}),
+    "qwen3_5_moe": (write_qwen3_5_moe, {}),
+    "qwen3_next": (write_qwen3_next, {}),
+    "qwen3_next, some dense layers": (write_qwen3_next, {"mlp_only_layers": [1]}),
 }
 
 
@@ -48,7 +72,7 @@ def test_logits_equal_those_of_transformers(
     tokens = random_tokens(150)
     expected = reference_logits(reference(path), tokens)
 
-    whole = model(Batch.of([(tokens, 0, (4, 5, 6))]), pool(model))
+    whole = model(Batch.of([(tokens, 0, (4, 5, 6))], state_slots=[1]), pool(model))
     one_by_one = logits_at_each(model, tokens)
 
     assert expected.std() > 0.3

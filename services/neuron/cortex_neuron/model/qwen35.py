@@ -1,0 +1,176 @@
+"""Qwen3.5 and Qwen3-Next: three layers of Gated DeltaNet, then one of gated attention.
+
+Dimensions, as suffixes of tensor names:
+    T  tokens of all rows, end to end    N  heads, of queries or of values    C  channels, q | k | v
+    D  model width                       G  key/value heads                   K  width of a linear key
+    B  rows that decode                  H  width of one head                 V  width of a linear value
+    M  key heads of a linear layer       R  widths of a head that turn
+Source: Gated Delta Networks, arXiv:2412.06464; gated attention, arXiv:2505.06708; transformers, qwen3_5.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cortex_neuron.model import delta
+from cortex_neuron.model.attention import LayerCache
+from cortex_neuron.model.layers import (
+    CenteredRMSNorm,
+    Empty,
+    GatedRMSNorm,
+    Linear,
+    Places,
+    Rotation,
+    parameter,
+)
+from cortex_neuron.model.moe import feed_forward
+from cortex_neuron.model.spec import ModelSpec
+from cortex_neuron.model.state import LayerState
+
+
+class GatedAttention(nn.Module):
+    """Grouped-query attention whose every head is scaled by a gate; a part of each head is rotated."""
+
+    def __init__(self, spec: ModelSpec, empty: Empty) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        # A query head and its gate lie side by side, so a head is twice as wide in q_proj.
+        self.cuts = [2 * self.num_heads, self.num_kv_heads, self.num_kv_heads]
+        q_width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        qkv = {"q_proj": 2 * q_width, "k_proj": kv_width, "v_proj": kv_width}
+        self.qkv_proj = Linear(spec.dim, qkv, bias=spec.qkv_bias, empty=empty)
+        self.o_proj = Linear(q_width, {"o_proj": spec.dim}, bias=spec.output_bias, empty=empty)
+        self.q_norm = CenteredRMSNorm(self.head_dim, spec.rms_norm_eps, empty=empty)
+        self.k_norm = CenteredRMSNorm(self.head_dim, spec.rms_norm_eps, empty=empty)
+
+    def forward(self, x_TD: Tensor, rotation: Rotation, cache: LayerCache) -> Tensor:
+        """Let every token see the past of its own row; returns y_TD."""
+        qkv = self.qkv_proj(x_TD).unflatten(-1, (-1, self.head_dim))
+        q_and_gate, k_TGH, v_TGH = qkv.split(self.cuts, dim=1)
+        q_TNH, gate_TNH = q_and_gate.unflatten(1, (-1, 2)).unbind(2)
+        q_TNH, k_TGH = _turned(self.q_norm(q_TNH), rotation), _turned(self.k_norm(k_TGH), rotation)
+        y_TNH = cache.attend(q_TNH, k_TGH, v_TGH) * gate_TNH.sigmoid()
+        y_TD: Tensor = self.o_proj(y_TNH.flatten(1))
+        return y_TD
+
+
+def _turned(x_TNH: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate the first R widths of each head, as many as there are angles; the rest stays."""
+    width = rotation.cos_T1H.shape[-1]
+    return torch.cat([rotation(x_TNH[..., :width]), x_TNH[..., width:]], dim=-1)
+
+
+class Convolution(nn.Module):
+    """The weights of a convolution along the tokens, a few taps for every channel."""
+
+    def __init__(self, num_channels: int, num_taps: int, *, empty: Empty) -> None:
+        super().__init__()
+        self.weight_C1W = parameter(empty(num_channels, 1, num_taps))
+
+    def places(self) -> Places:
+        """Name the weights."""
+        return {"weight": self.weight_C1W}
+
+
+class GatedDeltaNet(nn.Module):
+    """Linear attention: each value head has a memory that the gated delta rule writes and reads."""
+
+    def __init__(self, spec: ModelSpec, empty: Empty) -> None:
+        super().__init__()
+        it = spec.delta
+        self.num_k_heads, self.num_v_heads = it.num_k_heads, it.num_v_heads
+        self.k_dim, self.v_dim = it.k_dim, it.v_dim
+        self.regions = [it.k_width, it.k_width, it.v_width]
+        """The widths of q, k and v in what is convolved."""
+        num_channels = sum(self.regions)
+        self.cuts = [num_channels, it.v_width, it.num_v_heads, it.num_v_heads]
+        names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
+        outputs = dict(zip(names, self.cuts, strict=True))
+        self.in_proj = Linear(spec.dim, outputs, bias=False, empty=empty)
+        self.conv1d = Convolution(num_channels, it.num_taps, empty=empty)
+        # Small, and what they decide is raised to the power of the sequence's length.
+        self.A_log_N = parameter(empty(it.num_v_heads, dtype=torch.float32))
+        self.dt_bias_N = parameter(empty(it.num_v_heads, dtype=torch.float32))
+        self.norm = GatedRMSNorm(it.v_dim, spec.rms_norm_eps, empty=empty)
+        self.out_proj = Linear(it.v_width, {"out_proj": spec.dim}, bias=False, empty=empty)
+
+    def places(self) -> Places:
+        """Name what decides the decay."""
+        return {"A_log": self.A_log_N, "dt_bias": self.dt_bias_N}
+
+    def forward(self, x_TD: Tensor, state: LayerState) -> Tensor:
+        """Let every token write to and read from the memory of its own row; returns y_TD."""
+        m_TC, z, b_TN, a_TN = self.in_proj(x_TD).split(self.cuts, dim=-1)
+        g_TN = delta.log_decay(a_TN, self.A_log_N, self.dt_bias_N)
+        beta_TN = b_TN.float().sigmoid()
+        num = state.num_decoding
+        parts = [self._step(m_TC[:num], (g_TN[:num], beta_TN[:num]), state)] if num else []
+        for row in state.chunks:
+            span = slice(row.start, row.stop)
+            parts.append(self._chunks(m_TC[span], (g_TN[span], beta_TN[span]), state, row.slot))
+        o_TNV = self.norm(torch.cat(parts), z.unflatten(-1, (-1, self.v_dim)))
+        y_TD: Tensor = self.out_proj(o_TNV.to(x_TD.dtype).flatten(1))
+        return y_TD
+
+    def _step(self, m_BC: Tensor, gates: tuple[Tensor, Tensor], state: LayerState) -> Tensor:
+        slots_B = state.decoding_B
+        y_BC, tail_BCX = delta.convolve_step(m_BC, state.tails_SCX[slots_B], self.conv1d.weight_C1W)
+        o_BNV, s_BNKV = delta.step(*self._heads(y_BC), gates, state.s_SNKV[slots_B])
+        state.tails_SCX[slots_B] = tail_BCX
+        state.s_SNKV[slots_B] = s_BNKV
+        return o_BNV
+
+    def _chunks(self, m_TC: Tensor, gates: tuple[Tensor, Tensor], state: LayerState, slot: int) -> Tensor:
+        y_TC, tail_CX = delta.convolve(m_TC, state.tails_SCX[slot], self.conv1d.weight_C1W)
+        o_TNV, s_NKV = delta.chunks(*self._heads(y_TC), gates, state.s_SNKV[slot])
+        state.tails_SCX[slot] = tail_CX
+        state.s_SNKV[slot] = s_NKV
+        return o_TNV
+
+    def _heads(self, y_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cut into q_TNK, k_TNK and v_TNV; neighbouring value heads share a key head."""
+        q, k, v = y_TC.split(self.regions, dim=-1)
+        q_TMK, k_TMK = (delta.normalised(x.unflatten(-1, (-1, self.k_dim))) for x in (q, k))
+        shared = self.num_v_heads // self.num_k_heads
+        q_TNK = (q_TMK * self.k_dim**-0.5).repeat_interleave(shared, dim=1)
+        return q_TNK, k_TMK.repeat_interleave(shared, dim=1), v.unflatten(-1, (-1, self.v_dim)).float()
+
+
+class AttentionLayer(nn.Module):
+    """Gated attention, then the MLP, each on the normalised stream and added to it."""
+
+    def __init__(self, spec: ModelSpec, index: int, empty: Empty) -> None:
+        super().__init__()
+        self.input_layernorm = CenteredRMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
+        self.self_attn = GatedAttention(spec, empty)
+        self.post_attention_layernorm = CenteredRMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
+        self.mlp = feed_forward(spec, index)(spec, empty)
+
+    def forward(self, x_TD: Tensor, rotation: Rotation, cache: LayerCache) -> Tensor:
+        """Return the stream after this layer, x_TD."""
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rotation, cache)
+        y_TD: Tensor = self.mlp(self.post_attention_layernorm(x_TD))
+        return x_TD + y_TD
+
+
+class DeltaLayer(nn.Module):
+    """Gated DeltaNet, then the MLP; positions come from the order of the writes alone."""
+
+    def __init__(self, spec: ModelSpec, index: int, empty: Empty) -> None:
+        super().__init__()
+        self.input_layernorm = CenteredRMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
+        self.linear_attn = GatedDeltaNet(spec, empty)
+        self.post_attention_layernorm = CenteredRMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
+        self.mlp = feed_forward(spec, index)(spec, empty)
+
+    def forward(self, x_TD: Tensor, _rotation: Rotation, state: LayerState) -> Tensor:
+        """Return the stream after this layer, x_TD."""
+        x_TD = x_TD + self.linear_attn(self.input_layernorm(x_TD), state)
+        y_TD: Tensor = self.mlp(self.post_attention_layernorm(x_TD))
+        return x_TD + y_TD
+
+
+def layer(spec: ModelSpec, index: int, empty: Empty) -> nn.Module:
+    """Make the layer that stands at `index`."""
+    kind = AttentionLayer if spec.layer_types[index] == "full_attention" else DeltaLayer
+    return kind(spec, index, empty)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quants
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -49,6 +49,8 @@ _HYBRID: dict[str, Any] = _TINY | {
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 24,
+    # With wider weights transformers' own two forms of the delta rule differ by 8e-4 in the logits.
+    "initializer_range": 0.05,
 }
 _EXPERTS: dict[str, Any] = {
     "num_experts": 8,
@@ -108,6 +110,28 @@ def write_qwen3_5_moe(path: Path, **overrides: Any) -> Path:
     """Write a tiny Qwen3.5-MoE, which differs in its experts."""
     config = Qwen3_5MoeTextConfig(**(_HYBRID | _EXPERTS | _SHARED | overrides))
     return _write(Qwen3_5MoeForCausalLM(config), path)
+
+
+def as_released(directory: Path) -> Path:
+    """Rewrite a checkpoint as Qwen3.5-MoE is released: the experts of a layer fused, and an MTP head."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    fused: dict[str, dict[int, torch.Tensor]] = {}
+    for name in [name for name in tensors if ".mlp.experts." in name]:
+        prefix, _, rest = name.partition(".experts.")
+        expert, kind, _ = rest.split(".")
+        fused.setdefault(f"{prefix}.experts.{kind}", {})[int(expert)] = tensors.pop(name)
+    stacked = {name: torch.stack([parts[i] for i in sorted(parts)]) for name, parts in fused.items()}
+    for name, gate in stacked.items():
+        if name.endswith(".gate_proj"):
+            up = stacked[name.replace(".gate_proj", ".up_proj")]
+            tensors[name.replace(".gate_proj", ".gate_up_proj")] = torch.cat([gate, up], dim=1)
+        elif name.endswith(".down_proj"):
+            tensors[name] = gate
+    tensors["mtp.fc.weight"] = torch.randn(64, 128)
+    tensors["mtp.layers.0.mlp.experts.0.down_proj.weight"] = torch.randn(64, 48)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return directory
 
 
 def _write(model: PreTrainedModel, path: Path, max_shard_size: str = "1GB") -> Path:

@@ -1,29 +1,33 @@
 """Computes a plan: packs it for the model, runs it, samples. Knows nothing of requests."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 
 from cortex_neuron.engine.messages import LoadOptions
-from cortex_neuron.engine.plan import Plan
+from cortex_neuron.engine.plan import Plan, PlanRow
 from cortex_neuron.engine.sample import sample
+from cortex_neuron.engine.slots import Slots
 from cortex_neuron.model.batch import Batch
 from cortex_neuron.model.causal import CausalModel
 from cortex_neuron.model.checkpoint import OnProgress
 from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.load import load
-from cortex_neuron.model.spec import PAGE, ModelSpec, kv_page_bytes
+from cortex_neuron.model.spec import PAGE, ModelSpec, Step, kv_page_bytes
 from cortex_proto.errors import LoadFailedError
 
 
 class Runner:
-    """A model and its keys and values, on one device."""
+    """A model and what it remembers, on one device."""
 
     def __init__(self, model: CausalModel, kv: KvPool, device: torch.device) -> None:
         self.spec: ModelSpec = model.spec
         self.num_pages = kv.num_pages
+        self.num_slots = kv.states.num_slots
         self._model = model
         self._kv = kv
+        self._slots = Slots(self.num_slots)
         self._device = device
 
     @classmethod
@@ -37,17 +41,29 @@ class Runner:
         dtype = getattr(torch, options.dtype)
         model = load(options.path, device=device, dtype=dtype, on_progress=on_progress)
         num_pages = num_pages_of(model.spec, options)
-        runner = cls(model, KvPool(model.spec, num_pages=num_pages, dtype=dtype, device=device), device)
+        num_slots = Step(options.max_batch).num_slots
+        kv = KvPool(model.spec, num_pages=num_pages, num_slots=num_slots, dtype=dtype, device=device)
+        runner = cls(model, kv, device)
         runner.warm_up()
         return runner
 
     def step(self, plan: Plan) -> list[int]:
         """Run `plan`; returns one token for each of its rows that draws, in order."""
         rows = plan.rows
-        batch = Batch.of([(row.tokens, row.past, row.pages) for row in rows], self._device)
+        tokens = [(row.tokens, row.past, row.pages) for row in rows]
+        batch = Batch.of(tokens, self._device, self._state_slots(rows))
         logits_RV = self._model(batch, self._kv)
         draws = [row.draw for row in rows if row.draw is not None]
         return sample(logits_RV[: len(draws)], draws)
+
+    def _state_slots(self, rows: Sequence[PlanRow]) -> list[int] | None:
+        """Give each row a slot for its states, if the model has any."""
+        if not self.spec.num_delta_layers:
+            return None
+        slots, zeroed = self._slots.assign(rows)
+        for slot in zeroed:
+            self._kv.states.zero(slot)
+        return slots
 
     def warm_up(self) -> None:
         """Compute one token in the first page, before anybody has it: what does not work fails here."""

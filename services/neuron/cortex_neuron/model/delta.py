@@ -95,5 +95,5 @@ def chunks(
 
 def _cut(x_TNK: Tensor, length: int) -> Tensor:
     """Cut into chunks of `length` tokens, x_JNLK; zeros fill the last one, and change nothing there."""
-    padding = -len(x_TNK) % length
-    return F.pad(x_TNK, (0, 0, 0, 0, 0, padding)).unflatten(0, (-1, length)).transpose(1, 2)
+    x_TNK = F.pad(x_TNK, (0, 0, 0, 0, 0, -len(x_TNK) % length))
+    return x_TNK.view(-1, length, *x_TNK.shape[1:]).transpose(1, 2)

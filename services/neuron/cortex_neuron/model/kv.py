@@ -7,8 +7,9 @@ from cortex_neuron.model.state import StatePool
 
 
 class KvPool:
-    """Keys and values of all layers that attend, and the states of those that do not: `k` and `v` are [layers, kv heads, pages, PAGE, head width].
+    """Keys and values of all layers that attend, and the states of those that do not.
 
+    `k` and `v` are [layers, kv heads, pages, PAGE, head width].
     Heads stand before pages, so that the tokens of a run of adjacent pages lie side by side within
     a head: attention reads them without a copy, and faster than with the heads in between.
     The memory is not cleared: only slots that were written are ever read.

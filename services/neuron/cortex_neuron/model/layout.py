@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-Shape = tuple[int, ...]
+from cortex_neuron.model.config import DeltaSpec, Shape
+
 Rows = tuple[range, ...]
 
 SKIPPED = ("model.visual.", "mtp.")
@@ -16,39 +17,6 @@ SKIPPED = ("model.visual.", "mtp.")
 _WRAPPED = "model.language_model."
 _GROUPED = re.compile(r"(.*\.linear_attn\.)in_proj_(qkvz|ba)\.weight")
 _FUSED = re.compile(r"(.*\.mlp\.experts\.)(gate_up_proj|down_proj)")
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaSpec:
-    """The recurrent layers of a model: none, unless said otherwise."""
-
-    num_k_heads: int = 0
-    num_v_heads: int = 0
-    k_dim: int = 0
-    """Width of one key, and of one query."""
-    v_dim: int = 0
-    num_taps: int = 1
-    """Inputs that the convolution mixes, this token's own included."""
-
-    @property
-    def k_width(self) -> int:
-        """Width of all keys."""
-        return self.num_k_heads * self.k_dim
-
-    @property
-    def v_width(self) -> int:
-        """Width of all values."""
-        return self.num_v_heads * self.v_dim
-
-    @property
-    def state_shape(self) -> Shape:
-        """What one layer remembers of one sequence: a matrix a head."""
-        return (self.num_v_heads, self.k_dim, self.v_dim)
-
-    @property
-    def tail_shape(self) -> Shape:
-        """The last inputs of one layer's convolution."""
-        return (2 * self.k_width + self.v_width, self.num_taps - 1)
 
 
 @dataclass(frozen=True, slots=True)

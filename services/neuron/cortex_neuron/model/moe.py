@@ -35,7 +35,7 @@ class SparseMLP(nn.Module):
         """Add up what a token's experts make of it, each by its weight; returns y_TD."""
         weights_TX, experts_TX = self.route(x_TD)
         y_TD = torch.zeros_like(x_TD)
-        for expert in experts_TX.unique().tolist():
+        for expert in sorted(set(experts_TX.flatten().tolist())):
             tokens, places = (experts_TX == expert).nonzero(as_tuple=True)
             weighted = self.experts[expert](x_TD[tokens]) * weights_TX[tokens, places, None]
             y_TD.index_add_(0, tokens, weighted)
@@ -60,7 +60,8 @@ class SharedSparseMLP(SparseMLP):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Return y_TD."""
-        return super().forward(x_TD) + self.shared_gate(x_TD).sigmoid() * self.shared_expert(x_TD)
+        y_TD: Tensor = self.shared_gate(x_TD).sigmoid() * self.shared_expert(x_TD)
+        return super().forward(x_TD) + y_TD
 
 
 def feed_forward(spec: ModelSpec, index: int) -> Callable[[ModelSpec, Empty], nn.Module]:

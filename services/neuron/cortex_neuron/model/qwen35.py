@@ -9,7 +9,6 @@ Source: Gated Delta Networks, arXiv:2412.06464; gated attention, arXiv:2505.0670
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cortex_neuron.model import delta
@@ -100,7 +99,7 @@ class GatedDeltaNet(nn.Module):
 
     def forward(self, x_TD: Tensor, state: LayerState) -> Tensor:
         """Let every token write to and read from the memory of its own row; returns y_TD."""
-        m_TC, z, b_TN, a_TN = self.in_proj(x_TD).split(self.cuts, dim=-1)
+        m_TC, z, b_TN, a_TN = torch.split(self.in_proj(x_TD), self.cuts, dim=-1)
         g_TN = delta.log_decay(a_TN, self.A_log_N, self.dt_bias_N)
         beta_TN = b_TN.float().sigmoid()
         num = state.num_decoding

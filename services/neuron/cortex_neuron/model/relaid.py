@@ -21,7 +21,8 @@ class Relaid:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Give each tensor once, in the order in which the files hold them."""
         for name, tensor in self._stored.tensors():
-            for piece in self._pieces[name]:
+            # A GGUF file holds settings as tensors too, and does not count them.
+            for piece in self._pieces.get(name, ()):
                 yield piece.name, _cut(tensor, piece)
 
 

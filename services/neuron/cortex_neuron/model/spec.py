@@ -7,44 +7,39 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from cortex_neuron.model import gguf_header, hf_directory
-from cortex_neuron.model.layout import DeltaSpec, is_read
+from cortex_neuron.model.config import (
+    EXTRAS,
+    FULL,
+    NO_DELTA,
+    NO_EXPERTS,
+    Config,
+    DeltaSpec,
+    ExpertsSpec,
+    Extras,
+    LayerType,
+    rotary_dim,
+    text_config,
+)
+from cortex_neuron.model.layout import is_read
 from cortex_neuron.model.rope import Rope, RopeConfig, rope
 from cortex_proto.errors import LoadFailedError
 
+SUPPORTED = tuple(EXTRAS)
 PAGE = 64
 """Tokens whose keys and values one page holds."""
 HEAD_WEIGHT = "lm_head.weight"
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-LayerType = Literal["full_attention", "linear_attention"]
-_FULL: LayerType = "full_attention"
 _KEPT_IN_FLOAT32 = (
     ".linear_attn.A_log",
     ".linear_attn.dt_bias",
     ".linear_attn.norm.weight",
     ".mlp.gate.weight",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertsSpec:
-    """The sparse MLPs of a model: none, unless said otherwise."""
-
-    layers: frozenset[int] = frozenset()
-    """Which layers have one; the others have a plain MLP."""
-    num_experts: int = 0
-    num_chosen: int = 0
-    """Experts that a token goes through."""
-    intermediate_dim: int = 0
-    """Width inside one expert."""
-    shared_dim: int = 0
-    """Width inside the expert that every token goes through; 0: there is none."""
-    renormalises: bool = True
-    """Whether the weights of the chosen add up to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,134 +74,20 @@ class ModelSpec:
     """What mixes the tokens, layer by layer."""
     rotary_dim: int = 0
     """So many of the first widths of a head are rotated."""
-    delta: DeltaSpec = DeltaSpec()
-    experts: ExpertsSpec = ExpertsSpec()
+    delta: DeltaSpec = NO_DELTA
+    experts: ExpertsSpec = NO_EXPERTS
     num_float32_parameters: int = 0
     """So many of `num_parameters` are held in float32 whatever the dtype of the others."""
 
     @property
     def num_attention_layers(self) -> int:
         """Layers that keep keys and values."""
-        return self.layer_types.count(_FULL)
+        return self.layer_types.count(FULL)
 
     @property
     def num_delta_layers(self) -> int:
         """Layers that keep a state."""
         return self.num_layers - self.num_attention_layers
-
-
-_Count = Annotated[int, msgspec.Meta(gt=0)]
-
-
-class _Config(msgspec.Struct, frozen=True):
-    """The keys of config.json that shape the computation; a GGUF header is read into the same."""
-
-    hidden_size: _Count
-    intermediate_size: _Count
-    num_hidden_layers: _Count
-    num_attention_heads: _Count
-    vocab_size: _Count
-    model_type: str
-    max_position_embeddings: _Count = 2048
-    num_key_value_heads: _Count | None = None
-    head_dim: _Count | None = None
-    hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-6
-    tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    use_sliding_window: bool = False
-    eos_token_id: int | tuple[int, ...] | None = None
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeConfig | None = None
-    rope_parameters: RopeConfig | None = None
-    rope_divisors: tuple[float, ...] = ()
-    """Only from GGUF, which stores them as a tensor instead of naming the rule."""
-    quantization_config: dict[str, Any] | None = None
-    partial_rotary_factor: float | None = None
-    attn_output_gate: bool = True
-    layer_types: tuple[str, ...] | None = None
-    full_attention_interval: _Count = 4
-    linear_num_key_heads: _Count = 16
-    linear_num_value_heads: _Count = 32
-    linear_key_head_dim: _Count = 128
-    linear_value_head_dim: _Count = 128
-    linear_conv_kernel_dim: _Count = 4
-    num_experts: _Count | None = None
-    num_local_experts: _Count | None = None
-    num_experts_per_tok: _Count = 8
-    moe_intermediate_size: _Count | None = None
-    shared_expert_intermediate_size: int = 0
-    norm_topk_prob: bool | None = None
-    decoder_sparse_step: _Count = 1
-    mlp_only_layers: tuple[int, ...] | None = None
-
-
-_Extras = dict[str, Any]
-
-
-def _biases(c: _Config) -> _Extras:
-    return {"qkv_bias": c.attention_bias, "output_bias": c.attention_bias}
-
-
-# What each architecture adds to the common shape. A new one also needs its line in load.py.
-_EXTRAS: Mapping[str, Callable[[_Config], _Extras]] = {
-    "llama": lambda c: _biases(c) | {"mlp_bias": c.mlp_bias},
-    "qwen2": lambda _: {"qkv_bias": True},
-    "qwen3": lambda c: _biases(c) | {"qk_norm": True},
-    "qwen3_moe": lambda c: _biases(c) | {"qk_norm": True, "experts": _experts(c, renormalises=False)},
-    "qwen3_next": lambda c: _hybrid(c) | {"experts": _experts(c, renormalises=True)},
-    "qwen3_5": lambda c: _hybrid(c),
-    "qwen3_5_moe": lambda c: _hybrid(c) | {"experts": _experts(c, renormalises=True)},
-}
-SUPPORTED = tuple(_EXTRAS)
-_HYBRIDS = frozenset({"qwen3_next", "qwen3_5", "qwen3_5_moe"})
-
-
-def _hybrid(c: _Config) -> _Extras:
-    """Read what Qwen3.5 and Qwen3-Next share: gated attention among recurrent layers."""
-    if not c.attn_output_gate:
-        raise ValueError("attention without an output gate is not supported in this architecture")
-    if c.linear_num_value_heads % c.linear_num_key_heads:
-        raise ValueError(
-            f"{c.linear_num_value_heads} linear value heads cannot share {c.linear_num_key_heads} key heads"
-        )
-    delta = DeltaSpec(
-        c.linear_num_key_heads,
-        c.linear_num_value_heads,
-        c.linear_key_head_dim,
-        c.linear_value_head_dim,
-        c.linear_conv_kernel_dim,
-    )
-    return _biases(c) | {"centered_norms": True, "layer_types": _layer_types(c), "delta": delta}
-
-
-def _layer_types(c: _Config) -> tuple[LayerType, ...]:
-    numbers = range(1, c.num_hidden_layers + 1)
-    every_nth = (_FULL if n % c.full_attention_interval == 0 else "linear_attention" for n in numbers)
-    layer_types = msgspec.convert(c.layer_types or tuple(every_nth), tuple[LayerType, ...])
-    if len(layer_types) != c.num_hidden_layers:
-        raise ValueError(f"layer_types names {len(layer_types)} layers, there are {c.num_hidden_layers}")
-    return layer_types
-
-
-def _experts(c: _Config, *, renormalises: bool) -> ExpertsSpec:
-    """Read the sparse layers; `renormalises` holds where the config is silent."""
-    num_experts = c.num_experts or c.num_local_experts
-    if num_experts is None or c.moe_intermediate_size is None or num_experts < c.num_experts_per_tok:
-        raise ValueError(
-            "num_experts and moe_intermediate_size are needed, and no more chosen experts than there are"
-        )
-    dense = c.mlp_only_layers or ()
-    numbers = range(c.num_hidden_layers)
-    return ExpertsSpec(
-        layers=frozenset(i for i in numbers if i not in dense and (i + 1) % c.decoder_sparse_step == 0),
-        num_experts=num_experts,
-        num_chosen=c.num_experts_per_tok,
-        intermediate_dim=c.moe_intermediate_size,
-        shared_dim=c.shared_expert_intermediate_size,
-        renormalises=renormalises if c.norm_topk_prob is None else c.norm_topk_prob,
-    )
 
 
 def read_spec(path: Path) -> ModelSpec:
@@ -228,34 +109,21 @@ def read_spec(path: Path) -> ModelSpec:
 def _spec(
     path: Path, raw: Mapping[str, Any], shapes: Callable[[], Mapping[str, tuple[int, ...]]]
 ) -> ModelSpec:
-    raw = _text_config(raw)
+    raw = text_config(raw)
     architecture = raw.get("model_type")
-    if architecture not in _EXTRAS:
+    if architecture not in EXTRAS:
         raise LoadFailedError(
             f"{path}: model_type {architecture!r} is not supported; supported: {', '.join(SUPPORTED)}"
         )
     try:
-        config = msgspec.convert(raw, _Config)
+        config = msgspec.convert(raw, Config)
         _check(config)
         return _normalised(config, shapes())
     except (msgspec.ValidationError, ValueError) as error:
         raise LoadFailedError(f"{path}: {error}") from error
 
 
-def _text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Unwrap the text model of one that also sees; a text model saved alone is called so."""
-    text = raw.get("text_config")
-    merged = {**raw, **text} if isinstance(text, dict) else dict(raw)
-    if raw.get("eos_token_id") is not None:
-        merged["eos_token_id"] = raw["eos_token_id"]
-    if "moe_intermediate_size" in merged:
-        merged.setdefault("intermediate_size", merged["moe_intermediate_size"])
-    if isinstance(architecture := raw.get("model_type"), str):
-        merged["model_type"] = architecture.removesuffix("_text")
-    return merged
-
-
-def _check(config: _Config) -> None:
+def _check(config: Config) -> None:
     if config.hidden_act != "silu":
         raise ValueError(f"hidden_act {config.hidden_act!r} is not supported; supported: silu")
     if config.quantization_config is not None:
@@ -268,15 +136,15 @@ def _check(config: _Config) -> None:
         )
 
 
-def _normalised(config: _Config, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
+def _normalised(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
     head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
     rotary = config.rope_parameters or config.rope_scaling or RopeConfig()
     theta = rotary.rope_theta or config.rope_theta
-    rotary_dim = _rotary_dim(config, rotary, head_dim)
+    turning = rotary_dim(config, rotary, head_dim)
     tied = config.tie_word_embeddings or HEAD_WEIGHT not in shapes
     eos = config.eos_token_id
     counts = {n: prod(s) for n, s in shapes.items() if is_read(n) and not (tied and n == HEAD_WEIGHT)}
-    common: _Extras = {"layer_types": (_FULL,) * config.num_hidden_layers}
+    common: Extras = {"layer_types": (FULL,) * config.num_hidden_layers}
     return ModelSpec(
         architecture=config.model_type,
         num_layers=config.num_hidden_layers,
@@ -287,24 +155,15 @@ def _normalised(config: _Config, shapes: Mapping[str, tuple[int, ...]]) -> Model
         intermediate_dim=config.intermediate_size,
         vocab_size=config.vocab_size,
         rms_norm_eps=config.rms_norm_eps,
-        rope=Rope(theta, config.rope_divisors) if config.rope_divisors else rope(rotary, theta, rotary_dim),
+        rope=Rope(theta, config.rope_divisors) if config.rope_divisors else rope(rotary, theta, turning),
         context=config.max_position_embeddings,
         eos_ids=() if eos is None else (eos,) if isinstance(eos, int) else eos,
         tied=tied,
         num_parameters=sum(counts.values()),
         num_float32_parameters=sum(num for name, num in counts.items() if name.endswith(_KEPT_IN_FLOAT32)),
-        rotary_dim=rotary_dim,
-        **(common | _EXTRAS[config.model_type](config)),
+        rotary_dim=turning,
+        **(common | EXTRAS[config.model_type](config)),
     )
-
-
-def _rotary_dim(config: _Config, rotary: RopeConfig, head_dim: int) -> int:
-    """Count the widths of a head that turn."""
-    hybrid = config.model_type in _HYBRIDS
-    factor = rotary.partial_rotary_factor or config.partial_rotary_factor or (0.25 if hybrid else 1.0)
-    if factor != 1.0 and not hybrid:
-        raise ValueError(f"rotates {factor:g} of each head; only whole heads are supported")
-    return int(head_dim * factor)
 
 
 def kv_page_bytes(spec: ModelSpec, dtype: str) -> int:

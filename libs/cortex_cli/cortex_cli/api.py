@@ -45,11 +45,18 @@ class Ended:
 Happening = Waiting | Piece | Ended
 
 
+class Location(msgspec.Struct, frozen=True):
+    """Where a model is, and how it stands there."""
+
+    node: str
+    status: str
+
+
 class ModelEntry(msgspec.Struct, frozen=True):
     """One entry of `GET /v1/models`."""
 
     id: str
-    owned_by: str = ""
+    locations: tuple[Location, ...] = ()
     max_model_len: int | None = None
 
 

@@ -14,7 +14,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(entries)
     else:
-        print_table("models", ("id", "owned by", "context"), [_row(entry) for entry in entries])
+        print_table("models", ("id", "state", "context"), [_row(entry) for entry in entries])
     return 0
 
 
@@ -24,4 +24,5 @@ async def _fetch(url: str) -> list[api.ModelEntry]:
 
 
 def _row(entry: api.ModelEntry) -> tuple[str, ...]:
-    return (entry.id, entry.owned_by, "" if entry.max_model_len is None else str(entry.max_model_len))
+    state = ", ".join(f"{where.status} on {where.node}" for where in entry.locations) or "not loaded"
+    return (entry.id, state, "" if entry.max_model_len is None else str(entry.max_model_len))

@@ -19,7 +19,7 @@ from cortex_proto.generation import Delta
 
 log = structlog.get_logger()
 
-EARLY_S = 1.0
+EARLY_S = 0.5
 """A stream that is silent so far is not begun before, so that an early error has a status of its own."""
 _EVENTS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 

@@ -24,7 +24,7 @@ from cortex_proto.ids import ModelId, NodeId, stream_id
 
 log = structlog.get_logger()
 
-NOTE_PERIOD_S = 0.5
+NOTE_PERIOD_S = 0.4
 """Whoever takes the deltas hears something at least so often."""
 
 

@@ -128,8 +128,17 @@ def _gpu(row: list[str], limit_mb: int | None) -> DeviceFacts:
 
 def _cpu(limit_mb: int | None) -> DeviceFacts:
     memory_bytes = min(psutil.virtual_memory().total, _cgroup_limit_bytes())
-    name = platform.processor() or platform.machine()
-    return DeviceFacts(0, "cpu", name, memory_bytes, _usable(memory_bytes, limit_mb, _CPU_SHARE))
+    return DeviceFacts(0, "cpu", _cpu_name(), memory_bytes, _usable(memory_bytes, limit_mb, _CPU_SHARE))
+
+
+def _cpu_name(file: Path = Path("/proc/cpuinfo")) -> str:
+    """Return what the maker calls it; where the system does not say, the architecture."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _usable(memory_bytes: int, limit_mb: int | None, share: float) -> int:

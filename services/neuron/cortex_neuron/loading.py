@@ -77,20 +77,13 @@ async def loaded(
     Raises:
         LoadFailedError: it did not load; nothing is left of it.
     """
-    engine_options = LoadOptions(
-        path=plan.path,
-        device=plan.device.torch_device,
-        dtype=plan.dtype,
-        kv_bytes=kv_bytes,
-        max_batch=options.max_batch,
-        max_waiting=options.max_waiting,
-        prefill_tokens=options.prefill_tokens,
-        threads=options.threads or _num_cores(),
-    )
     text = asyncio.create_task(_text(plan.path))
     try:
         cluster = await Cluster.start(
-            engine_options, on_events=on_events, on_progress=on_progress, timeout_s=options.load_timeout_s
+            _load_options(plan, kv_bytes, options),
+            on_events=on_events,
+            on_progress=on_progress,
+            timeout_s=options.load_timeout_s,
         )
         try:
             context = min(cluster.context, plan.model.limit.context or cluster.context)
@@ -108,6 +101,19 @@ async def loaded(
     finally:
         text.cancel()
         await asyncio.gather(text, return_exceptions=True)
+
+
+def _load_options(plan: Plan, kv_bytes: int, options: settings.Neuron) -> LoadOptions:
+    return LoadOptions(
+        path=plan.path,
+        device=plan.device.torch_device,
+        dtype=plan.dtype,
+        kv_bytes=kv_bytes,
+        max_batch=options.max_batch,
+        max_waiting=options.max_waiting,
+        prefill_tokens=options.prefill_tokens,
+        threads=options.threads or _num_cores(),
+    )
 
 
 def measured_bytes(cluster: Cluster) -> int:

@@ -96,9 +96,9 @@ class Neuron:
             try:
                 yield
             finally:
+                await self._drain(converging)
                 for subscription in subscriptions:
                     await subscription.stop()
-                await self._drain(converging)
                 await end(*tasks)
                 with contextlib.suppress(BusError):
                     await self._kv.delete(subjects.node(self.id))
@@ -131,8 +131,7 @@ class Neuron:
                 while self._serving.num_live:
                     self._idle.clear()
                     await self._idle.wait()
-        converging.cancel()
-        await asyncio.gather(converging, return_exceptions=True)
+        await end(converging)
         await self._serving.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_LIMIT_S):

@@ -39,6 +39,8 @@ log = structlog.get_logger()
 Work = Callable[[], Awaitable[None]]
 _TICK_S = 1.0
 _OPEN_LIMIT_S = 60.0
+_FIRST_NODE_LIMIT_S = 10.0
+"""A scheduler that has just started waits so long for the first node before it says that there is none."""
 
 
 @asynccontextmanager
@@ -80,6 +82,7 @@ class Scheduler:
         self._inbox: asyncio.Queue[Work] = asyncio.Queue()
         self._asked: dict[ModelId, asyncio.Future[EnsureReply | CortexError]] = {}
         self._open = asyncio.Event()
+        self._began_s = _now_s()
         self._num_nodes = -1
 
     async def hear(self) -> None:
@@ -248,6 +251,9 @@ class Scheduler:
     async def _decide(self, model: ModelId) -> EnsureReply:
         if not self._open.is_set():
             return Pending("the books are being read again after a lost connection")
+        known = self._fleet.catalogue.get(model) is not None
+        if known and not self._num_nodes and _now_s() - self._began_s < _FIRST_NODE_LIMIT_S:
+            return Pending("no node has reported yet")
         return await self._placer.ensure(model, _now_s())
 
 

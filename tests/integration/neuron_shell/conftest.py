@@ -24,8 +24,12 @@ from cortex_proto import subjects
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama of random numbers, with a tokenizer, and a context that takes it minutes to fill."""
-    size = {"vocab_size": byte_tokenizer().get_vocab_size(), "max_position_embeddings": CONTEXT}
-    return write_tokenizer(write_llama(tmp_path_factory.mktemp("tiny"), **size))
+    path = write_llama(
+        tmp_path_factory.mktemp("tiny"),
+        vocab_size=byte_tokenizer().get_vocab_size(),
+        max_position_embeddings=CONTEXT,
+    )
+    return write_tokenizer(path)
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ async def start(
             await watch.kv.ensure_bucket(NODES)
             await outside.hear(subjects.ANY_LOAD, watch.note)
             await outside.barrier()
-            defaults = {
+            defaults: dict[str, Any] = {
                 "name": NODE,
                 "listen": "127.0.0.1:0",
                 "devices": "cpu",

@@ -1,6 +1,7 @@
 """Requests against a loaded model, over the bus."""
 
 import asyncio
+from typing import Any
 
 from builders.neuron import CONTEXT, NODE, Gateway, MakeGateway, Start, Watch
 from cortex_neuron.streams import Limits
@@ -22,7 +23,7 @@ async def ready(start: Start, limits: Limits | None = None) -> Watch:
     return watch
 
 
-async def said(gateway: Gateway, **fields: object) -> tuple[str, Finished]:
+async def said(gateway: Gateway, **fields: Any) -> tuple[str, Finished]:
     """Generate, and return the whole text and how it ended."""
     stream = await gateway.generate(TINY, **fields)
     first, *pieces, last = await gateway.deltas_of(stream, until=Finished)
@@ -69,7 +70,7 @@ async def test_what_cannot_be_served_fails_at_once(start: Start, make_gateway: M
     await ready(start)
     gateway = await make_gateway()
 
-    async def failure(**fields: object) -> Failed:
+    async def failure(**fields: Any) -> Failed:
         stream = await gateway.generate(**({"model": TINY} | fields))
         failed = (await gateway.deltas_of(stream, until=Failed))[-1]
         assert isinstance(failed, Failed)

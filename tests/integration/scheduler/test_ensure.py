@@ -13,7 +13,7 @@ from conftest import BusFactory
 from cortex_kit.bus import Bus
 from cortex_kit.kv import Kv
 from cortex_proto import subjects
-from cortex_proto.errors import LoadFailedError, ModelUnknownError, NoRoomError, UnavailableError
+from cortex_proto.errors import LoadFailedError, ModelUnknownError, NoRoomError
 from cortex_proto.fleet import LoadRefused
 from cortex_proto.ids import NodeId
 from cortex_proto.placement import Pending, Placed
@@ -186,9 +186,14 @@ async def test_an_alias_will_do_and_status_tells_all(
         ]
 
 
-async def test_what_cannot_be_is_said_at_once(bus_factory: BusFactory, bus: Bus, tmp_path: Path) -> None:
+async def test_an_unknown_model_is_refused_at_once(bus_factory: BusFactory, bus: Bus, tmp_path: Path) -> None:
     async with scheduling(await bus_factory("scheduler"), tmp_path, X):
         with pytest.raises(ModelUnknownError, match="no model 'org/z' in the catalogue"):
             await ensure(bus, "org/z")
-        with pytest.raises(UnavailableError, match="no node is alive"):
-            await ensure(bus, X)
+
+
+async def test_a_scheduler_that_has_just_begun_waits_for_the_first_node(
+    bus_factory: BusFactory, bus: Bus, tmp_path: Path
+) -> None:
+    async with scheduling(await bus_factory("scheduler"), tmp_path, X):
+        assert await ensure(bus, X) == Pending("no node has reported yet")

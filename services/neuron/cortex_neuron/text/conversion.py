@@ -60,6 +60,7 @@ async def _convert(model: Path, target: Path) -> None:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     try:
         async with asyncio.timeout(CONVERT_LIMIT_S):

@@ -3,7 +3,6 @@
 A process of its own, because transformers' tokenizers load torch, which the neuron must not.
 """
 
-import os
 import shutil
 import sys
 import tempfile
@@ -31,5 +30,4 @@ def convert(model: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["HF_HUB_OFFLINE"] = "1"
     convert(Path(sys.argv[1]), Path(sys.argv[2]))

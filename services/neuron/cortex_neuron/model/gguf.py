@@ -29,7 +29,7 @@ class GgufFile:
         self.num_kv_heads: int = config.get("num_key_value_heads", self.num_heads)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Give each tensor once, in file order, as float32."""
+        """Give each tensor once, in file order, whole and as float32."""
         # Mode c: what is stored as float32 is handed out as it lies, and torch wants it writable.
         mapped = np.memmap(self.header.path, mode="c")
         in_file_order = sorted(self.header.tensors.items(), key=lambda item: item[1].offset)

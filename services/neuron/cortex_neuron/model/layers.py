@@ -2,7 +2,8 @@
 
 A layer makes its tensors by `empty`, which knows their dtype and device, and names in `places`
 where each tensor of a checkpoint belongs: a view of a parameter, so that several small matrices
-are loaded straight into the one big matrix they are multiplied as.
+are loaded straight into the one big matrix they are multiplied as. Each rank has all of these
+layers; those that ranks share are in `parallel`.
 
 Dimensions, as suffixes of tensor names:
     T  tokens of all rows, end to end    D  model width           N  heads
@@ -18,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cortex_neuron.model.matmul import Form, Packed, Plain
+from cortex_neuron.model.places import Place
 from cortex_neuron.model.rope import Rope
 
 Empty = Callable[..., Tensor]
-Places = dict[str, Tensor]
+Places = dict[str, Place]
 
 
 @runtime_checkable
@@ -60,7 +62,7 @@ class Linear(nn.Module):
 
     def _parts(self, kind: str, merged: Tensor) -> Places:
         parts = torch.split(merged, list(self.outputs.values()))
-        return {f"{name}.{kind}": part for name, part in zip(self.outputs, parts, strict=True)}
+        return {f"{name}.{kind}": Place.whole(part) for name, part in zip(self.outputs, parts, strict=True)}
 
     def pack(self) -> None:
         """Lay the matrix out for the CPU and let go of the original."""
@@ -80,27 +82,13 @@ class Embedding(nn.Module):
         super().__init__()
         self.weight = parameter(empty(vocab_size, dim))
 
+    def place(self) -> Place:
+        """Say where the table belongs."""
+        return Place.whole(self.weight)
+
     def forward(self, tokens_T: Tensor) -> Tensor:
         """Look up; returns x_TD."""
         return F.embedding(tokens_T, self.weight)
-
-
-class TiedHead(Linear):
-    """The embedding table once more, as the matrix from the stream to the logits.
-
-    Packed, it is a copy: the lookup still needs the table as it is.
-    """
-
-    def __init__(self, table: Embedding) -> None:
-        nn.Module.__init__(self)
-        self.outputs = {}
-        self.weight = table.weight
-        self.bias = None
-        self.form = Plain(self.weight, None)
-
-    def places(self) -> Places:
-        """Name nothing: the table is loaded as the embedding."""
-        return {}
 
 
 class RMSNorm(nn.Module):

@@ -26,7 +26,9 @@ class Piece:
     name: str
     shape: Shape
     rows: Rows = ()
-    """Rows of the source with all dimensions but its last flattened, in order; none: all of it as it is."""
+    """Rows of the source, in order; none: all of it as it is."""
+    expert: int | None = None
+    """Its place in the first dimension, where the source holds all experts; rows are those of the expert."""
 
 
 def is_read(name: str) -> bool:
@@ -82,6 +84,5 @@ def _experts(prefix: str, kind: str, shape: Shape) -> Iterator[Piece]:
     height = num_rows // len(names)
     for expert in range(num_experts):
         for place, name in enumerate(names):
-            start = expert * num_rows + place * height
-            rows = (range(start, start + height),)
-            yield Piece(f"{prefix}{expert}.{name}.weight", (height, width), rows)
+            rows = (range(place * height, (place + 1) * height),)
+            yield Piece(f"{prefix}{expert}.{name}.weight", (height, width), rows, expert)

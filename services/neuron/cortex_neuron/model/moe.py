@@ -7,32 +7,57 @@ Source: Qwen3, arXiv:2505.09388; the shared expert, arXiv:2401.06066; transforme
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from cortex_neuron.model.dense import MLP, Layer
+from cortex_neuron.model.group import Group
 from cortex_neuron.model.layers import Empty, Linear
+from cortex_neuron.model.shard import Shard
 from cortex_neuron.model.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Unsummed:
+    """The ranks as one expert sees them: each keeps its part, and the sum over the experts is summed once."""
+
+    shard: Shard
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Return this rank's part."""
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return this rank's part."""
+        return x
+
+    def close(self) -> None:
+        """There is nothing open."""
 
 
 class SparseMLP(nn.Module):
     """Routed experts alone, as Qwen3-MoE has them."""
 
-    def __init__(self, spec: ModelSpec, empty: Empty) -> None:
+    def __init__(self, spec: ModelSpec, empty: Empty, group: Group) -> None:
         super().__init__()
         it = spec.experts
+        self.group = group
         self.num_chosen, self.renormalises = it.num_chosen, it.renormalises
         # In float32: a tie that rounds the other way sends a token somewhere else.
         router_empty = partial(empty, dtype=torch.float32)
         self.router = Linear(spec.dim, {"gate": it.num_experts}, bias=False, empty=router_empty)
         expert = replace(spec, intermediate_dim=it.intermediate_dim)
-        self.experts = nn.ModuleList(MLP(expert, empty) for _ in range(it.num_experts))
+        self.experts = nn.ModuleList(MLP(expert, empty, Unsummed(group.shard)) for _ in range(it.num_experts))
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Add up what a token's experts make of it, each by its weight; returns y_TD."""
+        return self.group.all_reduce(self.routed(x_TD))
+
+    def routed(self, x_TD: Tensor) -> Tensor:
+        """Give this rank's part of the sum."""
         weights_TX, experts_TX = self.route(x_TD)
         y_TD = torch.zeros_like(x_TD)
         for expert in sorted(set(experts_TX.flatten().tolist())):
@@ -53,24 +78,25 @@ class SparseMLP(nn.Module):
 class SharedSparseMLP(SparseMLP):
     """Routed experts, and one more that every token goes through, scaled by a gate of its own."""
 
-    def __init__(self, spec: ModelSpec, empty: Empty) -> None:
-        super().__init__(spec, empty)
-        self.shared_expert = MLP(replace(spec, intermediate_dim=spec.experts.shared_dim), empty)
+    def __init__(self, spec: ModelSpec, empty: Empty, group: Group) -> None:
+        super().__init__(spec, empty, group)
+        shared = replace(spec, intermediate_dim=spec.experts.shared_dim)
+        self.shared_expert = MLP(shared, empty, Unsummed(group.shard))
         self.shared_gate = Linear(spec.dim, {"shared_expert_gate": 1}, bias=False, empty=empty)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """Return y_TD."""
-        y_TD: Tensor = self.shared_gate(x_TD).sigmoid() * self.shared_expert(x_TD)
-        return super().forward(x_TD) + y_TD
+        """Add the shared expert to the routed ones; returns y_TD."""
+        y_TD = self.shared_gate(x_TD).sigmoid() * self.shared_expert(x_TD)
+        return self.group.all_reduce(self.routed(x_TD) + y_TD)
 
 
-def feed_forward(spec: ModelSpec, index: int) -> Callable[[ModelSpec, Empty], nn.Module]:
+def feed_forward(spec: ModelSpec, index: int) -> Callable[[ModelSpec, Empty, Group], nn.Module]:
     """Say what stands behind the mixer of layer `index`."""
     if index not in spec.experts.layers:
         return MLP
     return SharedSparseMLP if spec.experts.shared_dim else SparseMLP
 
 
-def layer(spec: ModelSpec, index: int, empty: Empty) -> nn.Module:
+def layer(spec: ModelSpec, index: int, empty: Empty, group: Group) -> nn.Module:
     """Make a layer of Qwen3-MoE: that of Qwen3 but for its MLP."""
-    return Layer(spec, index, empty, feed_forward(spec, index))
+    return Layer(spec, index, empty, group, feed_forward(spec, index))

@@ -5,6 +5,7 @@ Dimensions, as suffixes of tensor names:
     D  model width                       G  key/value heads                   K  width of a linear key
     B  rows that decode                  H  width of one head                 V  width of a linear value
     M  key heads of a linear layer       R  widths of a head that turn
+A rank holds a share of N, G, M and C, cut within q, k and v each; T, D, H, K and V are whole.
 Source: Gated Delta Networks, arXiv:2412.06464; gated attention, arXiv:2505.06708; transformers, qwen3_5.
 """
 
@@ -13,16 +14,12 @@ from torch import Tensor, nn
 
 from cortex_neuron.model import delta
 from cortex_neuron.model.attention import LayerCache
-from cortex_neuron.model.layers import (
-    CenteredRMSNorm,
-    Empty,
-    GatedRMSNorm,
-    Linear,
-    Places,
-    Rotation,
-    parameter,
-)
+from cortex_neuron.model.group import Group
+from cortex_neuron.model.layers import CenteredRMSNorm, Empty, GatedRMSNorm, Places, Rotation, parameter
 from cortex_neuron.model.moe import feed_forward
+from cortex_neuron.model.parallel import ColumnLinear, RowLinear
+from cortex_neuron.model.places import Place
+from cortex_neuron.model.shard import Cut, regions
 from cortex_neuron.model.spec import ModelSpec
 from cortex_neuron.model.state import LayerState
 
@@ -30,22 +27,24 @@ from cortex_neuron.model.state import LayerState
 class GatedAttention(nn.Module):
     """Grouped-query attention whose every head is scaled by a gate; a part of each head is rotated."""
 
-    def __init__(self, spec: ModelSpec, empty: Empty) -> None:
+    def __init__(self, spec: ModelSpec, empty: Empty, group: Group) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self.head_dim = spec.head_dim
         # A query head and its gate lie side by side, so a head is twice as wide in q_proj.
-        self.cuts = [2 * self.num_heads, self.num_kv_heads, self.num_kv_heads]
-        q_width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        qkv = {"q_proj": 2 * q_width, "k_proj": kv_width, "v_proj": kv_width}
-        self.qkv_proj = Linear(spec.dim, qkv, bias=spec.qkv_bias, empty=empty)
-        self.o_proj = Linear(q_width, {"o_proj": spec.dim}, bias=spec.output_bias, empty=empty)
+        q_and_gate = group.shard.span(spec.num_heads, 2 * self.head_dim)
+        q = group.shard.span(spec.num_heads, self.head_dim)
+        kv = group.shard.kv_heads(spec.num_kv_heads, self.head_dim)
+        self.heads = [cut.size // self.head_dim for cut in (q_and_gate, kv, kv)]
+        qkv = {"q_proj": q_and_gate, "k_proj": kv, "v_proj": kv}
+        self.qkv_proj = ColumnLinear(spec.dim, qkv, bias=spec.qkv_bias, empty=empty)
+        self.o_proj = RowLinear(q, {"o_proj": spec.dim}, bias=spec.output_bias, empty=empty, group=group)
         self.q_norm = CenteredRMSNorm(self.head_dim, spec.rms_norm_eps, empty=empty)
         self.k_norm = CenteredRMSNorm(self.head_dim, spec.rms_norm_eps, empty=empty)
 
     def forward(self, x_TD: Tensor, rotation: Rotation, cache: LayerCache) -> Tensor:
         """Let every token see the past of its own row; returns y_TD."""
         qkv = self.qkv_proj(x_TD).unflatten(-1, (-1, self.head_dim))
-        q_and_gate, k_TGH, v_TGH = qkv.split(self.cuts, dim=1)
+        q_and_gate, k_TGH, v_TGH = qkv.split(self.heads, dim=1)
         q_TNH, gate_TNH = q_and_gate.unflatten(1, (-1, 2)).unbind(2)
         q_TNH, k_TGH = _turned(self.q_norm(q_TNH), rotation), _turned(self.k_norm(k_TGH), rotation)
         y_TNH = cache.attend(q_TNH, k_TGH, v_TGH) * gate_TNH.sigmoid()
@@ -62,44 +61,47 @@ def _turned(x_TNH: Tensor, rotation: Rotation) -> Tensor:
 class Convolution(nn.Module):
     """The weights of a convolution along the tokens, a few taps for every channel."""
 
-    def __init__(self, num_channels: int, num_taps: int, *, empty: Empty) -> None:
+    def __init__(self, channels: Cut, num_taps: int, *, empty: Empty) -> None:
         super().__init__()
-        self.weight_C1W = parameter(empty(num_channels, 1, num_taps))
+        self.channels = channels
+        self.weight_C1W = parameter(empty(channels.size, 1, num_taps))
 
     def places(self) -> Places:
         """Name the weights."""
-        return {"weight": self.weight_C1W}
+        return {"weight": Place.of(self.weight_C1W, 0, self.channels)}
 
 
 class GatedDeltaNet(nn.Module):
     """Linear attention: each value head has a memory that the gated delta rule writes and reads."""
 
-    def __init__(self, spec: ModelSpec, empty: Empty) -> None:
+    def __init__(self, spec: ModelSpec, empty: Empty, group: Group) -> None:
         super().__init__()
-        it = spec.delta
-        self.num_k_heads, self.num_v_heads = it.num_k_heads, it.num_v_heads
+        it, shard = spec.delta, group.shard
         self.k_dim, self.v_dim = it.k_dim, it.v_dim
-        self.regions = [it.k_width, it.k_width, it.v_width]
+        k, v = shard.kv_heads(it.num_k_heads, it.k_dim), shard.span(it.num_v_heads, it.v_dim)
+        self.heads, channels = shard.span(it.num_v_heads), regions(k, k, v)
+        self.shared = self.heads.size * it.k_dim // k.size
+        """Value heads of one key head."""
+        self.regions = [k.size, k.size, v.size]
         """The widths of q, k and v in what is convolved."""
-        num_channels = sum(self.regions)
-        self.cuts = [num_channels, it.v_width, it.num_v_heads, it.num_v_heads]
-        names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
-        outputs = dict(zip(names, self.cuts, strict=True))
-        self.in_proj = Linear(spec.dim, outputs, bias=False, empty=empty)
-        self.conv1d = Convolution(num_channels, it.num_taps, empty=empty)
+        outputs = {"in_proj_qkv": channels, "in_proj_z": v, "in_proj_b": self.heads, "in_proj_a": self.heads}
+        self.widths = [cut.size for cut in outputs.values()]
+        self.in_proj = ColumnLinear(spec.dim, outputs, bias=False, empty=empty)
+        self.conv1d = Convolution(channels, it.num_taps, empty=empty)
         # Small, and what they decide is raised to the power of the sequence's length.
-        self.A_log_N = parameter(empty(it.num_v_heads, dtype=torch.float32))
-        self.dt_bias_N = parameter(empty(it.num_v_heads, dtype=torch.float32))
+        self.A_log_N = parameter(empty(self.heads.size, dtype=torch.float32))
+        self.dt_bias_N = parameter(empty(self.heads.size, dtype=torch.float32))
         self.norm = GatedRMSNorm(it.v_dim, spec.rms_norm_eps, empty=empty)
-        self.out_proj = Linear(it.v_width, {"out_proj": spec.dim}, bias=False, empty=empty)
+        self.out_proj = RowLinear(v, {"out_proj": spec.dim}, bias=False, empty=empty, group=group)
 
     def places(self) -> Places:
         """Name what decides the decay."""
-        return {"A_log": self.A_log_N, "dt_bias": self.dt_bias_N}
+        decay = {"A_log": self.A_log_N, "dt_bias": self.dt_bias_N}
+        return {name: Place.of(part, 0, self.heads) for name, part in decay.items()}
 
     def forward(self, x_TD: Tensor, state: LayerState) -> Tensor:
         """Let every token write to and read from the memory of its own row; returns y_TD."""
-        m_TC, z, b_TN, a_TN = torch.split(self.in_proj(x_TD), self.cuts, dim=-1)
+        m_TC, z, b_TN, a_TN = torch.split(self.in_proj(x_TD), self.widths, dim=-1)
         g_TN = delta.log_decay(a_TN, self.A_log_N, self.dt_bias_N)
         beta_TN = b_TN.float().sigmoid()
         num = state.num_decoding
@@ -130,20 +132,19 @@ class GatedDeltaNet(nn.Module):
         """Cut into q_TNK, k_TNK and v_TNV; neighbouring value heads share a key head."""
         q, k, v = y_TC.split(self.regions, dim=-1)
         q_TMK, k_TMK = (delta.normalised(x.unflatten(-1, (-1, self.k_dim))) for x in (q, k))
-        shared = self.num_v_heads // self.num_k_heads
-        q_TNK = (q_TMK * self.k_dim**-0.5).repeat_interleave(shared, dim=1)
-        return q_TNK, k_TMK.repeat_interleave(shared, dim=1), v.unflatten(-1, (-1, self.v_dim)).float()
+        q_TNK = (q_TMK * self.k_dim**-0.5).repeat_interleave(self.shared, dim=1)
+        return q_TNK, k_TMK.repeat_interleave(self.shared, dim=1), v.unflatten(-1, (-1, self.v_dim)).float()
 
 
 class AttentionLayer(nn.Module):
     """Gated attention, then the MLP, each on the normalised stream and added to it."""
 
-    def __init__(self, spec: ModelSpec, index: int, empty: Empty) -> None:
+    def __init__(self, spec: ModelSpec, index: int, empty: Empty, group: Group) -> None:
         super().__init__()
         self.input_layernorm = CenteredRMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
-        self.self_attn = GatedAttention(spec, empty)
+        self.self_attn = GatedAttention(spec, empty, group)
         self.post_attention_layernorm = CenteredRMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
-        self.mlp = feed_forward(spec, index)(spec, empty)
+        self.mlp = feed_forward(spec, index)(spec, empty, group)
 
     def forward(self, x_TD: Tensor, rotation: Rotation, cache: LayerCache) -> Tensor:
         """Return the stream after this layer, x_TD."""
@@ -155,12 +156,12 @@ class AttentionLayer(nn.Module):
 class DeltaLayer(nn.Module):
     """Gated DeltaNet, then the MLP; positions come from the order of the writes alone."""
 
-    def __init__(self, spec: ModelSpec, index: int, empty: Empty) -> None:
+    def __init__(self, spec: ModelSpec, index: int, empty: Empty, group: Group) -> None:
         super().__init__()
         self.input_layernorm = CenteredRMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
-        self.linear_attn = GatedDeltaNet(spec, empty)
+        self.linear_attn = GatedDeltaNet(spec, empty, group)
         self.post_attention_layernorm = CenteredRMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
-        self.mlp = feed_forward(spec, index)(spec, empty)
+        self.mlp = feed_forward(spec, index)(spec, empty, group)
 
     def forward(self, x_TD: Tensor, _rotation: Rotation, state: LayerState) -> Tensor:
         """Return the stream after this layer, x_TD."""
@@ -169,7 +170,7 @@ class DeltaLayer(nn.Module):
         return x_TD + y_TD
 
 
-def layer(spec: ModelSpec, index: int, empty: Empty) -> nn.Module:
+def layer(spec: ModelSpec, index: int, empty: Empty, group: Group) -> nn.Module:
     """Make the layer that stands at `index`."""
     kind = AttentionLayer if spec.layer_types[index] == "full_attention" else DeltaLayer
-    return kind(spec, index, empty)
+    return kind(spec, index, empty, group)

@@ -4,14 +4,14 @@ The neuron asks this before a load, to refuse what it cannot run and to book the
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from cortex_neuron.model import gguf_header, hf_directory
+from cortex_neuron.model import gguf_header, hf_directory, shard
 from cortex_neuron.model.config import (
     EXTRAS,
     FULL,
@@ -27,6 +27,7 @@ from cortex_neuron.model.config import (
 )
 from cortex_neuron.model.layout import is_read
 from cortex_neuron.model.rope import Rope, RopeConfig, rope
+from cortex_neuron.model.shard import Shard
 from cortex_proto.errors import LoadFailedError
 
 SUPPORTED = tuple(EXTRAS)
@@ -166,14 +167,34 @@ def _normalised(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> ModelS
     )
 
 
-def kv_page_bytes(spec: ModelSpec, dtype: str) -> int:
-    """Memory of one page: keys and values of PAGE tokens in all layers that have them."""
-    return 2 * spec.num_attention_layers * PAGE * spec.num_kv_heads * spec.head_dim * DTYPE_BYTES[dtype]
+def check_world(spec: ModelSpec, world: int) -> None:
+    """See that `world` ranks can share this model.
+
+    Raises:
+        LoadFailedError: they cannot; the text has the numbers.
+    """
+    shared = {
+        "query heads": spec.num_heads,
+        "columns of the MLP": spec.intermediate_dim,
+        "columns of an expert": spec.experts.intermediate_dim,
+        "columns of the shared expert": spec.experts.shared_dim,
+        "linear value heads": spec.delta.num_v_heads,
+    }
+    shard.check(world, shared, num_kv_heads=spec.num_kv_heads)
+    if spec.num_delta_layers:
+        shard.check(world, {}, num_kv_heads=spec.delta.num_k_heads)
 
 
-def state_slot_bytes(spec: ModelSpec, dtype: str) -> int:
-    """Memory of one slot: what all recurrent layers remember of one sequence, the matrices in float32."""
-    matrix, tail = prod(spec.delta.state_shape), prod(spec.delta.tail_shape)
+def kv_page_bytes(spec: ModelSpec, dtype: str, world: int = 1) -> int:
+    """Memory of one page on one of `world` ranks: keys and values of PAGE tokens, where a layer has them."""
+    num_heads = Shard(0, world).kv_heads(spec.num_kv_heads).size
+    return 2 * spec.num_attention_layers * PAGE * num_heads * spec.head_dim * DTYPE_BYTES[dtype]
+
+
+def state_slot_bytes(spec: ModelSpec, dtype: str, world: int = 1) -> int:
+    """Memory of one slot on one of `world` ranks: what recurrent layers remember of one sequence."""
+    delta = spec.delta.part(Shard(0, world))
+    matrix, tail = prod(delta.state_shape), prod(delta.tail_shape)
     return spec.num_delta_layers * (4 * matrix + DTYPE_BYTES[dtype] * tail)
 
 
@@ -195,10 +216,9 @@ DEFAULT_STEP = Step()
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one load takes, in bytes."""
+    """What one load takes of each device, in bytes, beside keys and values."""
 
     weight_bytes: int
-    kv_bytes: int
     state_bytes: int
     workspace_bytes: int
     process_bytes: int
@@ -206,8 +226,7 @@ class Footprint:
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        held = self.weight_bytes + self.kv_bytes + self.state_bytes
-        return held + self.workspace_bytes + self.process_bytes
+        return self.weight_bytes + self.state_bytes + self.workspace_bytes + self.process_bytes
 
 
 CPU_PROCESS_BYTES = 320 * 2**20
@@ -217,24 +236,61 @@ CPU_PROCESS_BYTES = 320 * 2**20
 def footprint(
     spec: ModelSpec,
     dtype: str,
-    kv_bytes: int,
     step: Step = DEFAULT_STEP,
     device: Literal["cpu", "cuda"] = "cpu",
+    world: int = 1,
 ) -> Footprint:
-    """Work out what a load takes before it is tried.
+    """Work out what a load takes of each device before it is tried, one of `world` ranks on each.
 
     On the CPU a tied table counts twice: once for lookups, once packed for the logits. A CUDA
     context is not counted, because it is no part of what one model adds to a GPU's budget.
     """
     size = DTYPE_BYTES[dtype]
-    packed_head = spec.vocab_size * spec.dim if spec.tied and device == "cpu" else 0
+    packed_head = _share(spec.vocab_size, world) * spec.dim if spec.tied and device == "cpu" else 0
     return Footprint(
-        weight_bytes=(spec.num_parameters + packed_head) * size + spec.num_float32_parameters * (4 - size),
-        kv_bytes=kv_bytes,
-        state_bytes=step.num_slots * state_slot_bytes(spec, dtype),
-        workspace_bytes=_workspace_bytes(spec, size, step),
+        weight_bytes=(_parameters_of_leader(spec, world) + packed_head) * size
+        + spec.num_float32_parameters * (4 - size),
+        state_bytes=step.num_slots * state_slot_bytes(spec, dtype, world),
+        workspace_bytes=_workspace_bytes(_part_of(spec, world), size, step),
         process_bytes=CPU_PROCESS_BYTES if device == "cpu" else 0,
     )
+
+
+def _part_of(spec: ModelSpec, world: int) -> ModelSpec:
+    """Describe what one of `world` ranks computes."""
+    return replace(
+        spec,
+        num_heads=spec.num_heads // world,
+        num_kv_heads=Shard(0, world).kv_heads(spec.num_kv_heads).size,
+        intermediate_dim=spec.intermediate_dim // world,
+        delta=spec.delta.part(Shard(0, world)),
+    )
+
+
+def _parameters_of_leader(spec: ModelSpec, world: int) -> int:
+    """Count the parameters on rank 0, which has the most.
+
+    Norms and routers are on every rank, the biases behind the sums on the leader, and key heads
+    that are fewer than ranks on several; the vocabulary is filled up to equal shares.
+    """
+    delta, num_attending = spec.delta, spec.num_attention_layers
+    kv = 2 * num_attending * spec.num_kv_heads * spec.head_dim * (spec.dim + spec.qkv_bias)
+    linear_qk = 2 * spec.num_delta_layers * delta.k_width * (spec.dim + delta.num_taps)
+    vocab = spec.vocab_size * spec.dim * (1 if spec.tied else 2)
+    norms = (2 * spec.num_layers + 1) * spec.dim + spec.qk_norm * 2 * num_attending * spec.head_dim
+    norms += spec.num_delta_layers * delta.v_dim
+    routers = len(spec.experts.layers) * (spec.experts.num_experts + bool(spec.experts.shared_dim)) * spec.dim
+    whole = norms + routers + spec.num_layers * spec.dim * (spec.output_bias + spec.mlp_bias)
+    rest = spec.num_parameters - whole - kv - linear_qk - vocab
+    heads = Shard(0, world).kv_heads
+    kv_share = kv // spec.num_kv_heads * heads(spec.num_kv_heads).size
+    linear_share = linear_qk // max(1, delta.num_k_heads) * heads(delta.num_k_heads).size
+    vocab_share = vocab // spec.vocab_size * _share(spec.vocab_size, world)
+    return whole + _share(rest, world) + kv_share + linear_share + vocab_share
+
+
+def _share(num: int, world: int) -> int:
+    return Shard(0, world).share(num)
 
 
 def _workspace_bytes(spec: ModelSpec, size: int, step: Step) -> int:

@@ -1,6 +1,7 @@
 """The memory of recurrent layers: per sequence a matrix a head and the last inputs of a convolution.
 
 It does not grow with the sequence, so a sequence owns one slot from its first token to its last.
+A rank has the heads, and their channels, that it computes.
 
 Dimensions, as suffixes of tensor names:
     S  slots          N  value heads        C  channels of the convolution
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cortex_neuron.model.batch import Batch, Row
+from cortex_neuron.model.shard import Shard
 from cortex_neuron.model.spec import ModelSpec
 
 
@@ -22,10 +24,16 @@ class StatePool:
     """The slots of all recurrent layers; slot 0 is scratch, for rows that nobody owns."""
 
     def __init__(
-        self, spec: ModelSpec, *, num_slots: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        spec: ModelSpec,
+        shard: Shard,
+        *,
+        num_slots: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.num_slots = num_slots
-        delta, num_layers = spec.delta, spec.num_delta_layers
+        delta, num_layers = spec.delta.part(shard), spec.num_delta_layers
         matrix, tail = delta.state_shape, delta.tail_shape
         self.s = torch.zeros(num_layers, num_slots, *matrix, dtype=torch.float32, device=device)
         self.tails = torch.zeros(num_layers, num_slots, *tail, dtype=dtype, device=device)

@@ -14,6 +14,7 @@ from cortex_neuron.engine.messages import LoadOptions, Sampled
 from cortex_neuron.engine.runner import Runner
 from cortex_neuron.engine.scheduler import Scheduler
 from cortex_neuron.model.causal import CausalModel
+from cortex_neuron.model.group import SOLO
 from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.spec import PAGE
 from cortex_proto.ids import StreamId
@@ -107,7 +108,7 @@ def test_a_slot_that_was_left_is_as_new(model: CausalModel, alone: dict[str, lis
 def test_the_neuron_loads_it_with_a_slot_for_each_row(tmp_path: Path) -> None:
     options = LoadOptions(
         path=write_qwen3_5(tmp_path),
-        device="cpu",
+        devices=("cpu",),
         dtype="float32",
         kv_bytes=1 << 20,
         max_batch=4,
@@ -116,6 +117,6 @@ def test_the_neuron_loads_it_with_a_slot_for_each_row(tmp_path: Path) -> None:
         threads=1,
     )
 
-    runner = Runner.load(options, lambda _stage, _done: None)
+    runner = Runner.load(options, SOLO, lambda _stage, _done: None)
 
     assert runner.num_slots == 5

@@ -268,18 +268,18 @@ def test_the_footprint_covers_the_weights_that_are_held(
     spec = read_spec(path)
     model = load_quietly(path, getattr(torch, dtype))
 
-    booked = footprint(spec, dtype, kv_bytes=1000)
+    booked = footprint(spec, dtype)
 
     packed = sum(linear.form.packed.nbytes for linear in model.linears())  # type: ignore[attr-defined]
     assert booked.weight_bytes == packed + sum(p.nbytes for p in model.parameters())
-    parts = (booked.weight_bytes, 1000, booked.state_bytes, booked.workspace_bytes, booked.process_bytes)
+    parts = (booked.weight_bytes, booked.state_bytes, booked.workspace_bytes, booked.process_bytes)
     assert booked.total_bytes == sum(parts)
 
 
 def test_a_gpu_holds_a_tied_table_once_and_no_process() -> None:
     spec = read_spec(smollm2())
 
-    on_gpu = footprint(spec, "bfloat16", kv_bytes=0, device="cuda")
+    on_gpu = footprint(spec, "bfloat16", device="cuda")
 
     assert on_gpu.weight_bytes == 2 * 134_515_008
     assert on_gpu.process_bytes == 0
@@ -289,8 +289,7 @@ def test_a_bigger_step_needs_more_workspace() -> None:
     spec = read_spec(smollm2())
 
     small, big = (
-        footprint(spec, "float32", kv_bytes=0, step=Step(max_batch=num, prefill_tokens=64)).workspace_bytes
-        for num in (1, 32)
+        footprint(spec, "float32", Step(max_batch=num, prefill_tokens=64)).workspace_bytes for num in (1, 32)
     )
 
     assert big - small >= 31 * spec.vocab_size * 4
@@ -312,6 +311,6 @@ def test_a_page_and_a_slot_are_as_big_as_is_said(
 def test_a_load_books_a_slot_for_each_row_and_one_more(tmp_path: Path) -> None:
     spec = read_spec(write_qwen3_5(tmp_path))
 
-    booked = footprint(spec, "float32", kv_bytes=0, step=Step(max_batch=4))
+    booked = footprint(spec, "float32", step=Step(max_batch=4))
 
     assert booked.state_bytes == 5 * state_slot_bytes(spec, "float32")

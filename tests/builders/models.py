@@ -12,6 +12,23 @@ from cortex_neuron.model.batch import PAGE, Batch
 from cortex_neuron.model.causal import CausalModel
 from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.load import load
+from cortex_neuron.model.shard import Shard
+
+
+class Apart:
+    """A rank's view of a group whose others it never meets: enough to build and read its part."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        raise AssertionError(x)
+
+    def gather(self, x: Tensor) -> Tensor:
+        raise AssertionError(x)
+
+    def close(self) -> None:
+        """Nothing to do."""
 
 
 def smollm2() -> Path:
@@ -29,7 +46,8 @@ def load_quietly(path: Path, dtype: torch.dtype = torch.float32) -> CausalModel:
 
 def pool(model: CausalModel, num_pages: int = 32) -> KvPool:
     """A cache whose memory is poisoned, so that reading what was not written shows; states are zero."""
-    kv = KvPool(model.spec, num_pages=num_pages, num_slots=8, dtype=model.model.norm.weight.dtype)
+    dtype = model.model.norm.weight.dtype
+    kv = KvPool(model.spec, model.group.shard, num_pages=num_pages, num_slots=8, dtype=dtype)
     kv.k.fill_(torch.nan)
     kv.v.fill_(torch.nan)
     return kv

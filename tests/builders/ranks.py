@@ -1,69 +1,66 @@
-"""Several ranks of one model in one process: threads that add up in place of gloo."""
+"""Ranks that share models over gloo, without an engine around them.
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+`python -m builders.ranks <directory of the results> <model> ...` is one rank, and takes its seat from
+its standard input; the leader saves the logits of every model.
+"""
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from threading import Barrier
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from cortex_neuron.model.causal import CausalModel
+from builders.models import logits_at_each, random_tokens
+from cortex_neuron.engine.seat import Seat, read_seat, seats, write_seat
+from cortex_neuron.engine.team import join
 from cortex_neuron.model.load import load
-from cortex_neuron.model.shard import Shard
 
-T = TypeVar("T")
-LIMIT_S = 30.0
-
-
-class Table:
-    """Where all ranks lay down their tensors."""
-
-    def __init__(self, world: int) -> None:
-        self.parts: list[Tensor | None] = [None] * world
-        self.barrier = Barrier(world, timeout=LIMIT_S)
-
-    def exchange(self, rank: int, x: Tensor) -> list[Tensor]:
-        """Lay down `x`; returns copies of what all laid down."""
-        self.parts[rank] = x
-        self.barrier.wait()
-        parts = [part.clone() for part in self.parts if part is not None]
-        self.barrier.wait()
-        return parts
+TOKENS = random_tokens(24)
+LIMIT_S = 120.0
 
 
-@dataclass(frozen=True)
-class Threads:
-    """One of the ranks."""
-
-    shard: Shard
-    table: Table
-    sums: list[int] = field(default_factory=list)
-    """How many numbers each sum so far was of."""
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        self.sums.append(x.numel())
-        return x.copy_(torch.stack(self.table.exchange(self.shard.rank, x)).sum(0))
-
-    def gather(self, x: Tensor) -> Tensor:
-        return torch.cat(self.table.exchange(self.shard.rank, x), dim=-1)
-
-    def close(self) -> None: ...
+async def logits_of(world: int, models: Sequence[Path], results: Path) -> list[Tensor]:
+    """Run each of `models` on `world` ranks over `TOKENS`; returns the leader's logits after each token."""
+    with seats(world) as given:
+        ranks = [_run(seat, models, results) for seat in given]
+        codes = await asyncio.wait_for(asyncio.gather(*ranks), LIMIT_S)
+    assert codes == [0] * world
+    return [torch.load(results / f"{number}.pt") for number in range(len(models))]
 
 
-def on_ranks(path: Path, world: int, work: Callable[[CausalModel, Threads], T]) -> list[T]:
-    """Load each rank's part of the model at `path` and let it `work`; returns what came out, rank by rank."""
-    table = Table(world)
+async def _run(seat: Seat, models: Sequence[Path], results: Path) -> int:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "builders.ranks", str(results), *map(str, models)),
+        stdin=PIPE,
+        pass_fds=seat.sockets,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        await process.communicate(write_seat(seat))
+    except BaseException:
+        process.kill()
+        raise
+    assert process.returncode is not None
+    return process.returncode
 
-    def run(rank: int) -> T:
-        group = Threads(Shard(rank, world), table)
-        model = load(
-            path, device="cpu", dtype=torch.float32, on_progress=lambda _stage, _done: None, group=group
-        )
-        group.sums.clear()
-        return work(model, group)
 
-    with ThreadPoolExecutor(world) as ranks:
-        return list(ranks.map(run, range(world)))
+def main() -> None:
+    """Be one rank."""
+    torch.set_num_threads(1)
+    results, *models = map(Path, sys.argv[1:])
+    seat = read_seat(sys.stdin.buffer.read())
+    with closing(join(seat, torch.device("cpu")).group) as group:
+        for number, path in enumerate(models):
+            model = load(path, device="cpu", dtype=torch.float32, on_progress=lambda *_: None, group=group)
+            logits = logits_at_each(model, TOKENS)
+            if seat.rank == 0:
+                torch.save(logits, results / f"{number}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -154,10 +154,10 @@ def _devices(assignment: Assignment, hardware: Hardware) -> tuple[DeviceFacts, .
     model, indices = assignment.model, assignment.devices
     if len(indices) < model.min_devices:
         raise LoadFailedError(
-            f"model {model.id!r} asks for {model.min_devices} devices, and was assigned to {len(indices)}"
+            f"model {model.id!r} asks for {model.min_devices} devices, and was assigned to {list(indices)}"
         )
     found = tuple(device for device in hardware.devices if device.index in indices)
-    if not indices or len(found) < len(indices):
+    if len(found) < len(indices):
         present = ", ".join(d.label for d in hardware.devices)
         raise LoadFailedError(f"assigned to devices {list(indices)}, but this node has {present}")
     return found

@@ -23,7 +23,7 @@ from cortex_neuron.engine.messages import (
 )
 from cortex_neuron.engine.process import RankProcess
 from cortex_neuron.engine.seat import seats
-from cortex_proto.errors import EngineError, LoadFailedError, from_wire
+from cortex_proto.errors import LoadFailedError, NodeLostError, from_wire
 from cortex_proto.ids import StreamId
 
 OnEvents = Callable[[StepEvents], None]
@@ -104,10 +104,10 @@ class Cluster:
         """Hand over `request`; what becomes of it comes as events, the last an `Ended` or a `Refused`.
 
         Raises:
-            EngineError: the cluster has died.
+            NodeLostError: the cluster has died.
         """
         if self._death:
-            raise EngineError(f"the engine has died: {self._death}")
+            raise NodeLostError(f"the engine has died: {self._death}")
         if not self._pending:
             self._heard_s = self._clock()
         self._pending.add(request.id)

@@ -16,7 +16,7 @@ class KvPool:
     The memory is not cleared: only slots that were written are ever read.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what there is room for, and where: six independent things
         self,
         spec: ModelSpec,
         shard: Shard = ALONE,

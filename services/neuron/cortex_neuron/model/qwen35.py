@@ -109,7 +109,7 @@ class GatedDeltaNet(nn.Module):
         for row in state.chunks:
             span = slice(row.start, row.stop)
             parts.append(self._chunks(m_TC[span], (g_TN[span], beta_TN[span]), state, row.slot))
-        o_TNV = self.norm(torch.cat(parts), z.unflatten(-1, (-1, self.v_dim)))
+        o_TNV = self.norm(torch.cat(parts), _by_head(z, self.v_dim))
         y_TD: Tensor = self.out_proj(o_TNV.to(x_TD.dtype).flatten(1))
         return y_TD
 
@@ -130,10 +130,15 @@ class GatedDeltaNet(nn.Module):
 
     def _heads(self, y_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cut into q_TNK, k_TNK and v_TNV; neighbouring value heads share a key head."""
-        q, k, v = y_TC.split(self.regions, dim=-1)
-        q_TMK, k_TMK = (delta.normalised(x.unflatten(-1, (-1, self.k_dim))) for x in (q, k))
+        q, k, v = torch.split(y_TC, self.regions, dim=-1)
+        q_TMK, k_TMK = (delta.normalised(_by_head(x, self.k_dim)) for x in (q, k))
         q_TNK = (q_TMK * self.k_dim**-0.5).repeat_interleave(self.shared, dim=1)
-        return q_TNK, k_TMK.repeat_interleave(self.shared, dim=1), v.unflatten(-1, (-1, self.v_dim)).float()
+        return q_TNK, k_TMK.repeat_interleave(self.shared, dim=1), _by_head(v, self.v_dim).float()
+
+
+def _by_head(x: Tensor, width: int) -> Tensor:
+    """Tell the heads of each token apart; returns x_TNK for a width K."""
+    return x.reshape(len(x), -1, width)
 
 
 class AttentionLayer(nn.Module):

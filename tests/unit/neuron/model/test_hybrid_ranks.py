@@ -1,6 +1,7 @@
 """Recurrent layers and experts on several ranks: the answers of one, and two sums a layer."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from builders.checkpoints import (
     write_qwen3_next,
 )
 from builders.models import load_quietly, logits_at_each, random_tokens
-from builders.ranks import Threads, on_ranks
+from builders.threads import Threads, on_ranks
 from cortex_neuron.model import qwen35
 from cortex_neuron.model.batch import Batch
 from cortex_neuron.model.causal import CausalModel
@@ -37,8 +38,7 @@ def logits_after(model: CausalModel, group: Threads) -> Tensor:
     kv = cache(model, group)
     cuts = [0, 64, 97, 98, 99, 100]
     steps = [
-        Batch.of([(TOKENS[start:stop], start, (1, 2))], state_slots=[1])
-        for start, stop in zip(cuts, cuts[1:], strict=False)
+        Batch.of([(TOKENS[start:stop], start, (1, 2))], state_slots=[1]) for start, stop in pairwise(cuts)
     ]
     return torch.cat([model(step, kv) for step in steps])
 

@@ -15,6 +15,10 @@ def indices(cut: Cut) -> list[int]:
     return [index for span in cut.spans for index in span]
 
 
+def joined(cuts: list[Cut]) -> list[int]:
+    return [index for cut in cuts for index in indices(cut)]
+
+
 def ranks(world: int) -> list[Shard]:
     return [Shard(rank, world) for rank in range(world)]
 
@@ -23,7 +27,7 @@ def ranks(world: int) -> list[Shard]:
 def test_spans_of_all_ranks_make_up_the_whole_in_order(world: int, share: int, width: int) -> None:
     cuts = [shard.span(world * share, width) for shard in ranks(world)]
 
-    assert sum(map(indices, cuts), []) == list(range(world * share * width))
+    assert joined(cuts) == list(range(world * share * width))
     assert {cut.size for cut in cuts} == {share * width}
     assert {cut.whole for cut in cuts} == {world * share * width}
 
@@ -32,7 +36,7 @@ def test_spans_of_all_ranks_make_up_the_whole_in_order(world: int, share: int, w
 def test_padded_spans_of_all_ranks_make_up_the_whole_within_equal_shares(world: int, num: int) -> None:
     cuts = [shard.padded(num) for shard in ranks(world)]
 
-    assert sum(map(indices, cuts), []) == list(range(num))
+    assert joined(cuts) == list(range(num))
     assert all(cut.size <= shard.share(num) for cut, shard in zip(cuts, ranks(world), strict=True))
 
 
@@ -78,7 +82,7 @@ def fused_product(cut: Cut, shard: Shard) -> torch.Tensor:
     weight = torch.randn(FUSED, 5, generator=generator)
     x = torch.randn(5, generator=generator)
     num_k, num_v = NUM_K // shard.world, NUM_V // shard.world
-    q, k, v = (weight[indices(cut)] @ x).view(-1, WIDTH).split([num_k, num_k, num_v])
+    q, k, v = (weight[indices(cut)] @ x).view(-1, WIDTH).tensor_split([num_k, 2 * num_k])
     return (q * k).sum(-1).repeat_interleave(num_v // num_k)[:, None] * v
 
 

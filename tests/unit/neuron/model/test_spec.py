@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gguf import GGUFWriter
 from builders.checkpoints import (
     write_gguf,
     write_llama,
+    write_qwen2,
     write_qwen3,
     write_qwen3_5,
     write_qwen3_5_moe,
@@ -21,10 +23,13 @@ from builders.checkpoints import (
     write_qwen3_moe,
     write_qwen3_next,
 )
-from builders.models import load_quietly, smollm2
+from builders.models import Apart, load_quietly, smollm2
+from cortex_neuron.model.causal import CausalModel
 from cortex_neuron.model.config import DeltaSpec, ExpertsSpec
+from cortex_neuron.model.dense import Layer
 from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.rope import Rope
+from cortex_neuron.model.shard import Shard
 from cortex_neuron.model.spec import Step, footprint, kv_page_bytes, read_spec, state_slot_bytes
 from cortex_proto.errors import LoadFailedError
 
@@ -283,6 +288,37 @@ def test_a_gpu_holds_a_tied_table_once_and_no_process() -> None:
 
     assert on_gpu.weight_bytes == 2 * 134_515_008
     assert on_gpu.process_bytes == 0
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("write", "overrides"),
+    [
+        (write_llama, {"attention_bias": True, "mlp_bias": True, "vocab_size": 513}),
+        (write_qwen2, {"tie_word_embeddings": True}),
+        (write_qwen3, {}),
+    ],
+)
+def test_the_footprint_is_what_the_leader_of_several_ranks_holds(
+    tmp_path: Path, write: Callable[..., Path], overrides: dict[str, Any], world: int
+) -> None:
+    spec = read_spec(write(tmp_path, **overrides))
+    empty = partial(torch.empty, device="meta", dtype=torch.bfloat16)
+    model = CausalModel(spec, Layer, empty, Apart(Shard(0, world)))
+
+    booked = footprint(spec, "bfloat16", device="cuda", world=world)
+
+    assert booked.weight_bytes == 2 * sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("world", "share"), [(1, 1), (2, 2), (4, 2)])
+def test_a_page_takes_a_share_of_each_rank_or_a_head_at_least(tmp_path: Path, world: int, share: int) -> None:
+    spec = read_spec(write_llama(tmp_path))
+
+    kv = KvPool(spec, Shard(world - 1, world), num_pages=3, dtype=torch.float32)
+
+    assert kv_page_bytes(spec, "float32", world) == kv_page_bytes(spec, "float32") // share
+    assert 3 * kv_page_bytes(spec, "float32", world) == kv.k.nbytes + kv.v.nbytes
 
 
 def test_a_bigger_step_needs_more_workspace() -> None:

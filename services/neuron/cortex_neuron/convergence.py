@@ -163,11 +163,11 @@ class Convergence:
         """
         site, model = self._site, assignment.model.id
         plan = await asyncio.to_thread(loading.plan, assignment, site.options, site.hardware, site.base)
-        device = plan.device.index
+        devices = [device.index for device in plan.devices]
         while True:
             self._moved.clear()
-            fit = memory.fit(plan.need, self.ledger.free_bytes(device))
-            shortage = self.ledger.reserve(model, device, fit.total_bytes)
+            fit = memory.fit(plan.need, min(map(self.ledger.free_bytes, devices)))
+            shortage = self.ledger.reserve(model, devices, fit.total_bytes)
             if shortage is None:
                 log.info("reserved", model=model, bytes=fit.total_bytes, because=fit.because)
                 return plan, fit
@@ -178,7 +178,7 @@ class Convergence:
 
     async def _settle(self, plan: loading.Plan, replica: Replica, began_s: float) -> None:
         """A load has succeeded: count what it took, and serve."""
-        model, node, device = plan.model.id, self._site.node, plan.device
+        model, node, device = plan.model.id, self._site.node, plan.devices[0]
         if device.kind == "cpu":
             measured = await asyncio.to_thread(loading.measured_bytes, replica.cluster)
             self.ledger.commit(model, device.index, measured)

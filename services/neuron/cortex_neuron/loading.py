@@ -16,7 +16,7 @@ from cortex_neuron.engine.cluster import Cluster, OnEvents, OnProgress
 from cortex_neuron.engine.messages import LoadOptions
 from cortex_neuron.hardware import DeviceFacts, Hardware
 from cortex_neuron.memory import Need
-from cortex_neuron.model.spec import PAGE, Step, footprint, kv_page_bytes, read_spec
+from cortex_neuron.model.spec import PAGE, Step, check_world, footprint, kv_page_bytes, read_spec
 from cortex_neuron.replica import Replica
 from cortex_neuron.text import conversion, tokenizer
 from cortex_proto.catalogue import MIB, Model
@@ -33,9 +33,11 @@ class Plan:
 
     model: Model
     path: Path
-    device: DeviceFacts
+    devices: tuple[DeviceFacts, ...]
+    """One rank runs on each."""
     dtype: str
     need: Need
+    """Of each device."""
 
 
 def plan(assignment: Assignment, options: settings.Neuron, hardware: Hardware, base: Path) -> Plan:
@@ -45,22 +47,24 @@ def plan(assignment: Assignment, options: settings.Neuron, hardware: Hardware, b
         LoadFailedError: there are no such files, or the engine cannot run them here.
     """
     model = assignment.model
-    device = _device(assignment, hardware)
+    devices = _devices(assignment, hardware)
+    kind, world = devices[0].kind, len(devices)
     weights = files.locate(model, base)
     spec = read_spec(weights.path)
-    dtype = weights.dtype or _default_dtype(options, device)
-    page_bytes = kv_page_bytes(spec, dtype)
+    check_world(spec, world)
+    dtype = weights.dtype or _default_dtype(options, devices[0])
+    page_bytes = kv_page_bytes(spec, dtype, world)
     step = Step(options.max_batch, options.prefill_tokens)
     least_pages = -(-min(LEAST_TOKENS, spec.context) // PAGE)
     most_pages = max(least_pages, options.kv_cache_mb * MIB // page_bytes)
     need = Need(
-        fixed_bytes=footprint(spec, dtype, 0, step, device.kind).total_bytes,
+        fixed_bytes=footprint(spec, dtype, step, kind, world).total_bytes,
         least_kv_bytes=least_pages * page_bytes,
         most_kv_bytes=most_pages * page_bytes,
         kv_page_bytes=page_bytes,
-        declared_bytes=model.declared_bytes,
+        declared_bytes=-(-model.declared_bytes // world),
     )
-    return Plan(model, weights.path, device, dtype, need)
+    return Plan(model, weights.path, devices, dtype, need)
 
 
 @asynccontextmanager
@@ -80,7 +84,7 @@ async def loaded(
     text = asyncio.create_task(_text(plan.path))
     try:
         cluster = await Cluster.start(
-            _load_options(plan, kv_bytes, options),
+            _engine_options(plan, kv_bytes, options),
             on_events=on_events,
             on_progress=on_progress,
             timeout_s=options.load_timeout_s,
@@ -103,22 +107,22 @@ async def loaded(
         await asyncio.gather(text, return_exceptions=True)
 
 
-def _load_options(plan: Plan, kv_bytes: int, options: settings.Neuron) -> LoadOptions:
+def measured_bytes(cluster: Cluster) -> int:
+    """Add up the main memory that the ranks of `cluster` have to themselves; 0 for those that are gone."""
+    return sum(_private_bytes(pid) for pid in cluster.pids)
+
+
+def _engine_options(plan: Plan, kv_bytes: int, options: settings.Neuron) -> LoadOptions:
     return LoadOptions(
         path=plan.path,
-        device=plan.device.torch_device,
+        devices=tuple(device.torch_device for device in plan.devices),
         dtype=plan.dtype,
         kv_bytes=kv_bytes,
         max_batch=options.max_batch,
         max_waiting=options.max_waiting,
         prefill_tokens=options.prefill_tokens,
-        threads=options.threads or _num_cores(),
+        threads=options.threads or max(1, _num_cores() // len(plan.devices)),
     )
-
-
-def measured_bytes(cluster: Cluster) -> int:
-    """Add up the main memory that the ranks of `cluster` have to themselves; 0 for those that are gone."""
-    return sum(_private_bytes(pid) for pid in cluster.pids)
 
 
 async def _text(path: Path) -> tokenizer.TextCodec:
@@ -133,19 +137,17 @@ def _private_bytes(pid: int) -> int:
         return 0
 
 
-def _device(assignment: Assignment, hardware: Hardware) -> DeviceFacts:
+def _devices(assignment: Assignment, hardware: Hardware) -> tuple[DeviceFacts, ...]:
     model, indices = assignment.model, assignment.devices
-    if model.min_devices > 1 or len(indices) > 1:
-        num_devices = max(model.min_devices, len(indices))
+    if len(indices) < model.min_devices:
         raise LoadFailedError(
-            f"model {model.id!r} asks for {num_devices} devices: "
-            "running one model on several is not supported yet"
+            f"model {model.id!r} asks for {model.min_devices} devices, and was assigned to {list(indices)}"
         )
-    device = hardware.device(indices[0]) if indices else None
-    if device is None:
+    found = tuple(device for device in hardware.devices if device.index in indices)
+    if len(found) < len(indices):
         present = ", ".join(d.label for d in hardware.devices)
         raise LoadFailedError(f"assigned to devices {list(indices)}, but this node has {present}")
-    return device
+    return found
 
 
 def _default_dtype(options: settings.Neuron, device: DeviceFacts) -> str:

@@ -67,12 +67,14 @@ class Ledger:
         )
         return Shortage(device, need_bytes, free_bytes, because)
 
-    def reserve(self, model: ModelId, device: int, need_bytes: int) -> Shortage | None:
-        """Set `need_bytes` of `device` aside for `model`; all or nothing, None if it was done."""
+    def reserve(self, model: ModelId, devices: Iterable[int], need_bytes: int) -> Shortage | None:
+        """Set `need_bytes` of each device aside for `model`; all or nothing, None if it was done."""
         assert model not in self._held, f"{model} holds memory already"
-        if shortage := self.shortage(device, need_bytes):
-            return shortage
-        self._held[model] = {device: need_bytes}
+        shares = dict.fromkeys(devices, need_bytes)
+        for device in shares:
+            if shortage := self.shortage(device, need_bytes):
+                return shortage
+        self._held[model] = shares
         return None
 
     def commit(self, model: ModelId, device: int, measured_bytes: int) -> None:

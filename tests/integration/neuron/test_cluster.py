@@ -4,105 +4,24 @@ import asyncio
 import os
 import signal
 import sys
-from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
 
 from builders.checkpoints import write_llama
-from builders.engine import request
-from cortex_neuron.engine.cluster import Cluster
-from cortex_neuron.engine.messages import Ended, EngineRequest, LoadOptions, Refused, Sampled, StepEvents
+from builders.clusters import COUNT, PROMPTS, Desk, ask, bounded, is_alive, tiny
+from cortex_neuron.engine.messages import Ended, LoadOptions, Refused
 from cortex_neuron.model.spec import kv_page_bytes, read_spec
-from cortex_proto.errors import EngineError, LoadFailedError
+from cortex_proto.errors import LoadFailedError, NodeLostError
 from cortex_proto.ids import StreamId
-
-T = TypeVar("T")
-LIMIT_S = 60.0
-PROMPTS = [[10 + n, *range(3, 3 + 30 * n)] for n in range(8)]
-COUNT = 40
-
-
-async def bounded(awaitable: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
-    return await asyncio.wait_for(awaitable, LIMIT_S)
-
-
-class Desk:
-    """Hands requests to a cluster and keeps what comes back."""
-
-    cluster: Cluster
-
-    def __init__(self) -> None:
-        self.tokens: dict[str, list[int]] = defaultdict(list)
-        self.last: StepEvents | None = None
-        self.preemptions = 0
-        self.stages: list[str] = []
-        self._changed = asyncio.Event()
-        self._ends: dict[str, asyncio.Future[Ended | Refused]] = {}
-
-    async def open(self, options: LoadOptions, **limits: float) -> "Desk":
-        self.cluster = await Cluster.start(
-            options,
-            on_events=self.hear,
-            on_progress=lambda stage, _: self.stages.append(stage),
-            timeout_s=LIMIT_S,
-            **limits,
-        )
-        return self
-
-    def submit(self, submitted: EngineRequest) -> asyncio.Future[Ended | Refused]:
-        self._ends[submitted.id] = asyncio.get_running_loop().create_future()
-        self.cluster.submit(submitted)
-        return self._ends[submitted.id]
-
-    def hear(self, step: StepEvents) -> None:
-        if (
-            self.last
-            and step.running < self.last.running
-            and not any(isinstance(e, Ended) for e in step.events)
-        ):
-            self.preemptions += 1
-        self.last = step
-        for event in step.events:
-            match event:
-                case Sampled():
-                    self.tokens[event.id] += event.tokens
-                case Ended() | Refused():
-                    self._ends[event.id].set_result(event)
-        self._changed.set()
-
-    async def until(self, name: str, count: int) -> None:
-        """Wait until `name` has `count` tokens."""
-        while len(self.tokens[name]) < count:
-            self._changed.clear()
-            await bounded(self._changed.wait())
-
-    async def answer(self, submitted: EngineRequest) -> list[int]:
-        """Ask, and wait for the whole answer."""
-        await bounded(self.submit(submitted))
-        return self.tokens[submitted.id]
-
-
-def ask(name: str, prompt: list[int], count: int = COUNT, **fields: Any) -> EngineRequest:
-    return request(name, prompt, max_tokens=count, ignore_eos=True, **fields)
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> LoadOptions:
-    return LoadOptions(
-        path=write_llama(tmp_path_factory.mktemp("llama")),
-        device="cpu",
-        dtype="float32",
-        kv_bytes=64 * 2**20,
-        max_batch=8,
-        max_waiting=8,
-        prefill_tokens=64,
-        threads=1,
-    )
+    return tiny(write_llama(tmp_path_factory.mktemp("llama")))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -265,7 +184,7 @@ async def test_a_killed_rank_is_reported_dead(options: LoadOptions) -> None:
     os.kill(desk.cluster.pids[0], signal.SIGKILL)
 
     assert await bounded(desk.cluster.died) == "rank 0 was killed by SIGKILL"
-    with pytest.raises(EngineError):
+    with pytest.raises(NodeLostError):
         desk.cluster.submit(ask("b", PROMPTS[0]))
     await bounded(desk.cluster.close())
 
@@ -334,18 +253,9 @@ async def test_too_little_memory_for_keys_and_values_fails_with_the_numbers(opti
         await Desk().open(replace(options, kv_bytes=1000))
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 async def _be_a_parent(path: str) -> None:
     """Start a cluster, name its process, and wait to be killed."""
-    options = LoadOptions(Path(path), "cpu", "float32", 2**24, 8, 8, 64, 1)
-    desk = await Desk().open(options)
+    desk = await Desk().open(tiny(Path(path)))
     sys.stdout.write(f"{desk.cluster.pids[0]}\n")
     sys.stdout.flush()
     await asyncio.Event().wait()

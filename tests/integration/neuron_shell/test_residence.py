@@ -87,7 +87,7 @@ async def test_a_model_of_several_devices_or_no_files_is_refused(start: Start, t
     wide = (await watch.until(LoadRefused, "wide")).state
     empty = (await watch.until(LoadRefused, "empty")).state
     assert isinstance(wide, LoadRefused)
-    assert "running one model on several is not supported yet" in wide.because
+    assert "asks for 2 devices, and was assigned to [0]" in wide.because
     assert isinstance(empty, LoadRefused)
     assert "neither config.json nor a .gguf file" in empty.because
 

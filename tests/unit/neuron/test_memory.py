@@ -24,9 +24,9 @@ def need(**fields: int) -> Need:
 
 def test_a_refusal_has_the_numbers() -> None:
     books = ledger(1024)
-    assert books.reserve(A, 0, 714 * MIB) is None
+    assert books.reserve(A, [0], 714 * MIB) is None
 
-    shortage = books.reserve(B, 0, 912 * MIB)
+    shortage = books.reserve(B, [0], 912 * MIB)
 
     assert shortage is not None
     assert shortage.because == "needs 912 MiB on cpu:0, 310 MiB of 1024 MiB free"
@@ -36,14 +36,14 @@ def test_a_refusal_has_the_numbers() -> None:
 def test_a_refused_reservation_holds_nothing() -> None:
     books = ledger(10)
 
-    books.reserve(A, 0, 11 * MIB)
+    books.reserve(A, [0], 11 * MIB)
 
     assert books.shares(A) == ()
     assert books.free_bytes(0) == 10 * MIB
 
 
 def test_an_unknown_device_is_refused() -> None:
-    shortage = ledger().reserve(A, 3, 1)
+    shortage = ledger().reserve(A, [3], 1)
 
     assert shortage is not None
     assert shortage.because == "there is no device 3 on this node"
@@ -52,7 +52,7 @@ def test_an_unknown_device_is_refused() -> None:
 @pytest.mark.parametrize(("measured", "held"), [(5, 8), (8, 8), (9, 9)])
 def test_what_was_measured_counts_only_if_it_is_more(measured: int, held: int) -> None:
     books = ledger()
-    books.reserve(A, 0, 8)
+    books.reserve(A, [0], 8)
 
     books.commit(A, 0, measured)
 
@@ -61,7 +61,7 @@ def test_what_was_measured_counts_only_if_it_is_more(measured: int, held: int) -
 
 def test_a_ledger_that_runs_over_has_nothing_free() -> None:
     books = ledger(10)
-    books.reserve(A, 0, 10 * MIB)
+    books.reserve(A, [0], 10 * MIB)
 
     books.commit(A, 0, 12 * MIB)
 
@@ -70,7 +70,7 @@ def test_a_ledger_that_runs_over_has_nothing_free() -> None:
 
 def test_release_gives_everything_back() -> None:
     books = ledger(10)
-    books.reserve(A, 0, 7 * MIB)
+    books.reserve(A, [0], 7 * MIB)
     books.commit(A, 0, 9 * MIB)
 
     books.release(A)
@@ -86,18 +86,24 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.books = Ledger(Room(i, f"cuda:{i}", total) for i, total in enumerate(self.TOTALS))
-        self.expected: dict[ModelId, tuple[int, int]] = {}
+        self.expected: dict[ModelId, tuple[tuple[int, ...], int]] = {}
 
-    @rule(name=st.sampled_from("abcd"), device=st.sampled_from([0, 1]), size=st.integers(0, 120))
-    def reserve(self, name: str, device: int, size: int) -> None:
+    @rule(
+        name=st.sampled_from("abcd"),
+        devices=st.sampled_from([(0,), (1,), (0, 1), (1, 0)]),
+        size=st.integers(0, 120),
+    )
+    def reserve(self, name: str, devices: tuple[int, ...], size: int) -> None:
         model = ModelId(name)
         if model in self.expected:
             return
-        held = sum(s for d, s in self.expected.values() if d == device)
-        fits = held + size <= self.TOTALS[device]
-        assert (self.books.reserve(model, device, size) is None) == fits
+        fits = all(self.held(device) + size <= self.TOTALS[device] for device in devices)
+        assert (self.books.reserve(model, devices, size) is None) == fits
         if fits:
-            self.expected[model] = (device, size)
+            self.expected[model] = (devices, size)
+
+    def held(self, device: int) -> int:
+        return sum(size for devices, size in self.expected.values() if device in devices)
 
     @rule(name=st.sampled_from("abcd"))
     def release(self, name: str) -> None:
@@ -107,8 +113,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_free_and_what_is_held_make_up_the_total(self) -> None:
         for device, total in enumerate(self.TOTALS):
-            held = sum(size for d, size in self.expected.values() if d == device)
-            assert self.books.free_bytes(device) == total - held
+            assert self.books.free_bytes(device) == total - self.held(device)
 
 
 TestLedger = LedgerMachine.TestCase

@@ -1,7 +1,8 @@
 """A loaded model as the neuron sees it: its rank processes, of which rank 0 takes requests.
 
 Killing the ranks frees every byte that the model took, whatever state they are in; so whatever
-goes wrong here ends in that.
+goes wrong here ends in that. Where several ranks share the model no step ends without each of
+them, so the leader's silence tells of a rank that is stuck anywhere.
 """
 
 import asyncio
@@ -21,7 +22,8 @@ from cortex_neuron.engine.messages import (
     StepEvents,
 )
 from cortex_neuron.engine.process import RankProcess
-from cortex_proto.errors import EngineError, LoadFailedError, from_wire
+from cortex_neuron.engine.seat import seats
+from cortex_proto.errors import LoadFailedError, NodeLostError, from_wire
 from cortex_proto.ids import StreamId
 
 OnEvents = Callable[[StepEvents], None]
@@ -76,14 +78,18 @@ class Cluster:
         Raises:
             LoadFailedError: with the rank's own reason; all is freed.
         """
-        ranks = [await RankProcess.spawn(options)]  # one: tensor parallelism will make it several
+        ranks: list[RankProcess] = []
         try:
             async with asyncio.timeout(timeout_s):
-                ready = await _loaded(ranks[0], on_progress)
+                with seats(options.world) as given:
+                    for seat in given:
+                        rank = await RankProcess.spawn(options, seat)
+                        ranks.append(rank)
+                ready = await _all_loaded(ranks, on_progress)
         except BaseException as error:
             for rank in ranks:
                 rank.kill()
-                await rank.end()
+            await asyncio.gather(*(rank.end() for rank in ranks))
             if isinstance(error, TimeoutError):
                 raise LoadFailedError(f"{options.path} was not loaded within {timeout_s:g} s") from error
             raise
@@ -98,10 +104,10 @@ class Cluster:
         """Hand over `request`; what becomes of it comes as events, the last an `Ended` or a `Refused`.
 
         Raises:
-            EngineError: the cluster has died.
+            NodeLostError: the cluster has died.
         """
         if self._death:
-            raise EngineError(f"the engine has died: {self._death}")
+            raise NodeLostError(f"the engine has died: {self._death}")
         if not self._pending:
             self._heard_s = self._clock()
         self._pending.add(request.id)
@@ -164,6 +170,24 @@ class Cluster:
             self.died.set_result(reason)
         for rank in self._ranks:
             rank.kill()
+
+
+async def _all_loaded(ranks: list[RankProcess], on_progress: OnProgress) -> Ready:
+    """Follow the loads of all ranks to their end; progress and answer are the leader's.
+
+    Raises:
+        LoadFailedError: the first that failed said so, or died.
+    """
+    leader, *others = ranks
+    loads = [asyncio.create_task(_loaded(leader, on_progress))]
+    loads += [asyncio.create_task(_loaded(rank, lambda _stage, _fraction: None)) for rank in others]
+    try:
+        ready, *_ = await asyncio.gather(*loads)
+        return ready
+    finally:
+        for load in loads:
+            load.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
 
 
 async def _loaded(rank: RankProcess, on_progress: OnProgress) -> Ready:

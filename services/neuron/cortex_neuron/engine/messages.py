@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from cortex_neuron.engine.plan import Plan
 from cortex_proto.errors import Failed
 from cortex_proto.ids import StreamId
 from cortex_proto.wire import Message
@@ -27,18 +28,23 @@ class LoadOptions:
 
     path: Path
     """A Hugging Face directory or a .gguf file."""
-    device: str
-    """"cpu", "cuda:0"."""
+    devices: tuple[str, ...]
+    """One for each rank: "cpu", "cuda:0"."""
     dtype: str
     """"float32", "bfloat16", "float16"."""
     kv_bytes: int
-    """Memory for keys and values; with less than the context needs, the context shrinks."""
+    """Memory of each rank for keys and values; with less than the context needs, the context shrinks."""
     max_batch: int
     max_waiting: int
     prefill_tokens: int
     """Prompt tokens computed in one step at most."""
     threads: int
     """Of each rank on the CPU."""
+
+    @property
+    def world(self) -> int:
+        """How many ranks share the model."""
+        return len(self.devices)
 
 
 class EngineRequest(Message, frozen=True):
@@ -150,7 +156,7 @@ to_rank: msgspec.msgpack.Decoder[ToRank] = msgspec.msgpack.Decoder(ToRank)
 from_rank: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)
 
 
-def frame(message: ToRank | FromRank) -> bytes:
+def frame(message: ToRank | FromRank | Plan) -> bytes:
     """Encode `message` behind its length."""
     payload = _encoder.encode(message)
     return len(payload).to_bytes(_HEAD_BYTES, "big") + payload

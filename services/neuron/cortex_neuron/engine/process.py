@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from asyncio import StreamReader, StreamWriter
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import PIPE, Process
 from typing import Self
 
 from cortex_neuron.engine.messages import (
@@ -19,12 +19,16 @@ from cortex_neuron.engine.messages import (
     from_rank,
     write_options,
 )
+from cortex_neuron.engine.seat import Seat, write_seat
 
 _LEAVE_LIMIT_S = 2.0
 _CHUNK_BYTES = 1 << 16
 # OpenMP threads that spin while they wait lose their turn just when they are needed, if others use
 # the same cores: SmolLM2-135M on 2 cores beside one busy process, 8 tokens/s spinning, 39 sleeping.
-_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+# Ranks on one machine meet on its loopback, whatever its name resolves to.
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"} | (
+    {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+)
 
 
 class RankProcess:
@@ -37,8 +41,8 @@ class RankProcess:
         self._unframer = Unframer()
 
     @classmethod
-    async def spawn(cls, options: LoadOptions) -> Self:
-        """Start a rank; it begins to load at once. Its standard error is ours."""
+    async def spawn(cls, options: LoadOptions, seat: Seat) -> Self:
+        """Start a rank; it begins to load once the others are there. Its standard error is ours."""
         ours, theirs = socket.socketpair()
         with theirs:
             reader, writer = await asyncio.open_unix_connection(sock=ours)
@@ -46,20 +50,28 @@ class RankProcess:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "cortex_neuron.engine.rank"),
                     *(str(theirs.fileno()), str(os.getpid()), write_options(options)),
-                    pass_fds=[theirs.fileno()],
-                    stdin=DEVNULL,
+                    pass_fds=[theirs.fileno(), *seat.sockets],
+                    stdin=PIPE,
                     start_new_session=True,
                     env={**_ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(options.threads)},
                 )
             except BaseException:
                 writer.close()
                 raise
-        return cls(process, reader, writer)
+        rank = cls(process, reader, writer)
+        rank.seat(seat)
+        return rank
 
     @property
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
+
+    def seat(self, seat: Seat) -> None:
+        """Say which rank it is."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(write_seat(seat))
+        self._process.stdin.close()
 
     def send(self, message: ToRank) -> None:
         """Send `message`, in order, without waiting."""

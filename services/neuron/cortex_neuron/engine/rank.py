@@ -1,7 +1,9 @@
 """One rank of a cluster: a process that loads the model, then computes step after step.
 
 `python -m cortex_neuron.engine.rank <socket fd> <parent pid> <options as JSON>`, only ever started
-by `cluster`. It ends when its socket does, and the kernel kills it when its parent dies.
+by `cluster`, which writes its seat to its standard input. Rank 0 leads: it takes requests, plans and
+samples. The others compute what it plans, in the same order, and end when it does. It ends when
+its socket does, and the kernel kills it when its parent dies.
 """
 
 import contextlib
@@ -35,9 +37,12 @@ from cortex_neuron.engine.messages import (
     to_rank,
 )
 from cortex_neuron.engine.plan import Plan
+from cortex_neuron.engine.plan_channel import PlanReceiver, PlanSender
 from cortex_neuron.engine.runner import Runner
 from cortex_neuron.engine.scheduler import Limits, Scheduler
-from cortex_neuron.model.spec import PAGE
+from cortex_neuron.engine.seat import Seat, read_seat
+from cortex_neuron.engine.team import Following, Leading, join
+from cortex_neuron.model.spec import PAGE, Step
 from cortex_proto.errors import CortexError, EngineError, LoadFailedError, to_wire
 
 log = structlog.get_logger()
@@ -73,12 +78,15 @@ class Channel:
 
 
 class Rank:
-    """Scheduler and runner in one loop; the only place where they meet clock and socket."""
+    """The leader: scheduler and runner in one loop; the only place where they meet clock and socket."""
 
-    def __init__(self, channel: Channel, runner: Runner, scheduler: Scheduler) -> None:
+    def __init__(
+        self, channel: Channel, runner: Runner, scheduler: Scheduler, plans: PlanSender | None = None
+    ) -> None:
         self._channel = channel
         self._runner = runner
         self._scheduler = scheduler
+        self._plans = plans or PlanSender()
 
     def serve(self) -> None:
         """Take in messages and compute, step after step; wait for messages when there is nothing to do.
@@ -116,14 +124,21 @@ class Rank:
 
     def _compute(self, plan: Plan) -> list[Event]:
         try:
+            self._plans.send(plan)
             sampled = self._runner.step(plan)
         except Exception as error:  # noqa: BLE001  # whatever it was, it must not take the other requests along
             return self._fail(plan, error)
         return self._scheduler.commit(plan, sampled, time.monotonic())
 
     def _fail(self, plan: Plan, error: Exception) -> list[Event]:
-        """Fail the requests of a step; go on with the others if the device still works."""
+        """Fail the requests of a step; go on with the others if the device still works.
+
+        Ranks that share a model are out of step after a failure, so there the whole cluster ends.
+        """
         log.error("step_failed", plan=plan.because, exc_info=error)
+        if not self._plans.is_alone:
+            self._channel.send(Broken(f"a step failed: {error}"))
+            raise SystemExit(1) from error
         failed = to_wire(EngineError("the engine failed on this request"))
         events: list[Event] = [Refused(stream, failed) for stream in self._scheduler.abandon(plan)]
         try:
@@ -152,41 +167,66 @@ def main() -> None:
     fd, parent_pid, options_text = sys.argv[1:]
     tether_to_parent(int(parent_pid))
     logs.setup("neuron", settings.Log())
+    seat = read_seat(sys.stdin.buffer.read())
     with socket.socket(fileno=int(fd)) as connection, contextlib.suppress(EOFError, ConnectionError):
-        run(Channel(connection), read_options(options_text))
+        run(Channel(connection), read_options(options_text), seat)
 
 
-def run(channel: Channel, options: LoadOptions) -> None:
+def run(channel: Channel, options: LoadOptions, seat: Seat) -> None:
     """Load, say how that went, and serve until the neuron ends the channel.
 
     Raises:
-        EOFError, ConnectionError: the neuron ended it.
+        EOFError, ConnectionError: the neuron or the leader ended it.
     """
     torch.set_num_threads(options.threads)
     try:
-        runner = Runner.load(options, lambda stage, fraction: channel.send(Loading(stage, fraction)))
+        team = join(seat, torch.device(options.devices[seat.rank]))
+        runner = Runner.load(
+            options, team.group, lambda stage, fraction: channel.send(Loading(stage, fraction))
+        )
     except ConnectionError:
         raise
     except Exception as error:  # the neuron needs the reason, whatever it is
-        log.exception("load_failed", path=str(options.path))
+        log.exception("load_failed", path=str(options.path), rank=seat.rank)
         channel.send(LoadRefused(to_wire(_as_load_failure(error, options))))
         return
     limits = _limits(runner, options)
     gc.freeze()  # the model stays to the end: never look through it again
     channel.send(Ready(context=limits.context, vocab_size=limits.vocab_size, pages=limits.num_pages))
-    with torch.inference_mode():
-        Rank(channel, runner, Scheduler(limits)).serve()
+    with torch.inference_mode(), contextlib.closing(team.group):
+        match team:
+            case Leading(plans=plans):
+                Rank(channel, runner, Scheduler(limits), plans).serve()
+            case Following(plans=orders):
+                follow(channel, runner, orders)
+
+
+def follow(channel: Channel, runner: Runner, orders: PlanReceiver) -> None:
+    """Compute what the leader plans, until it leaves.
+
+    Raises:
+        EOFError: it has.
+    """
+    while True:
+        plan = orders.receive()
+        try:
+            runner.compute(plan)
+        except Exception as error:
+            log.exception("step_failed", plan=plan.because)
+            channel.send(Broken(f"a step failed: {error}"))
+            raise SystemExit(1) from error
 
 
 def _as_load_failure(error: Exception, options: LoadOptions) -> CortexError:
     if isinstance(error, CortexError):
         return error
     return LoadFailedError(
-        f"{options.path} did not load on {options.device}: {type(error).__name__}: {error}"
+        f"{options.path} did not load on {', '.join(options.devices)}: {type(error).__name__}: {error}"
     )
 
 
 def _limits(runner: Runner, options: LoadOptions) -> Limits:
+    has_states = runner.spec.num_delta_layers > 0
     return Limits(
         context=min(runner.spec.context, runner.num_pages * PAGE),
         vocab_size=runner.spec.vocab_size,
@@ -194,7 +234,9 @@ def _limits(runner: Runner, options: LoadOptions) -> Limits:
         num_pages=runner.num_pages,
         max_batch=options.max_batch,
         max_waiting=options.max_waiting,
-        prefill_tokens=options.prefill_tokens,
+        prefill_tokens=max(options.prefill_tokens, PAGE) if has_states else options.prefill_tokens,
+        num_slots=options.max_batch if has_states else 0,
+        num_snapshots=Step(options.max_batch).num_snapshots if has_states else 0,
     )
 
 

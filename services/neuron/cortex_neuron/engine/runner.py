@@ -3,6 +3,7 @@
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from cortex_neuron.engine.messages import LoadOptions
 from cortex_neuron.engine.plan import Plan
@@ -10,14 +11,15 @@ from cortex_neuron.engine.sample import sample
 from cortex_neuron.model.batch import Batch
 from cortex_neuron.model.causal import CausalModel
 from cortex_neuron.model.checkpoint import OnProgress
+from cortex_neuron.model.group import Group
 from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.load import load
-from cortex_neuron.model.spec import PAGE, ModelSpec, kv_page_bytes
+from cortex_neuron.model.spec import PAGE, ModelSpec, Step, kv_page_bytes
 from cortex_proto.errors import LoadFailedError
 
 
 class Runner:
-    """A model and its keys and values, on one device."""
+    """A model, or a rank's part of it, and what it remembers, on one device."""
 
     def __init__(self, model: CausalModel, kv: KvPool, device: torch.device) -> None:
         self.spec: ModelSpec = model.spec
@@ -27,27 +29,43 @@ class Runner:
         self._device = device
 
     @classmethod
-    def load(cls, options: LoadOptions, on_progress: OnProgress) -> Self:
+    def load(cls, options: LoadOptions, group: Group, on_progress: OnProgress) -> Self:
         """Load the model, and make room for keys and values.
 
         Raises:
             LoadFailedError: the model cannot be loaded, or `kv_bytes` is not enough for one page.
         """
-        device = torch.device(options.device)
+        device = torch.device(options.devices[group.shard.rank])
         dtype = getattr(torch, options.dtype)
-        model = load(options.path, device=device, dtype=dtype, on_progress=on_progress)
+        model = load(options.path, device=device, dtype=dtype, on_progress=on_progress, group=group)
         num_pages = num_pages_of(model.spec, options)
-        runner = cls(model, KvPool(model.spec, num_pages=num_pages, dtype=dtype, device=device), device)
+        num_slots = Step(options.max_batch).num_slots
+        kv = KvPool(
+            model.spec, group.shard, num_pages=num_pages, num_slots=num_slots, dtype=dtype, device=device
+        )
+        runner = cls(model, kv, device)
         runner.warm_up()
         return runner
 
     def step(self, plan: Plan) -> list[int]:
         """Run `plan`; returns one token for each of its rows that draws, in order."""
-        rows = plan.rows
-        batch = Batch.of([(row.tokens, row.past, row.pages) for row in rows], self._device)
-        logits_RV = self._model(batch, self._kv)
-        draws = [row.draw for row in rows if row.draw is not None]
+        logits_RV = self.compute(plan)
+        draws = [row.draw for row in plan.rows if row.draw is not None]
         return sample(logits_RV[: len(draws)], draws)
+
+    def compute(self, plan: Plan) -> Tensor:
+        """Run the model; of several ranks all must, and only the leader gets the logits_RV."""
+        states = self._kv.states
+        for slot in plan.zeros:
+            states.zero(slot)
+        for source, target in plan.copies:
+            states.copy(source, target)
+        rows = [(row.tokens, row.past, row.pages) for row in plan.rows]
+        batch = Batch.of(rows, self._device, [row.slot for row in plan.rows])
+        logits_RV: Tensor = self._model(batch, self._kv)
+        for save in plan.saves:
+            states.copy(save.slot, save.snapshot)
+        return logits_RV
 
     def warm_up(self) -> None:
         """Compute one token in the first page, before anybody has it: what does not work fails here."""
@@ -68,7 +86,7 @@ def num_pages_of(spec: ModelSpec, options: LoadOptions) -> int:
     Raises:
         LoadFailedError: not even one.
     """
-    page_bytes = kv_page_bytes(spec, options.dtype)
+    page_bytes = kv_page_bytes(spec, options.dtype, options.world)
     num_pages = options.kv_bytes // page_bytes
     if num_pages < 1:
         raise LoadFailedError(

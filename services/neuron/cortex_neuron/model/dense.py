@@ -3,28 +3,34 @@
 Dimensions, as suffixes of tensor names:
     T  tokens of all rows, end to end    N  query heads        H  width of one head
     D  model width                       K  key/value heads    I  width inside the MLP
+A rank holds a share of N, K and I; T, D and H are whole.
 Source: Llama, arXiv:2302.13971; GQA, arXiv:2305.13245; Qwen3, arXiv:2505.09388 (norms on q and k).
 """
+
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cortex_neuron.model.attention import LayerCache
-from cortex_neuron.model.layers import Empty, Linear, RMSNorm, Rotation
+from cortex_neuron.model.group import Group
+from cortex_neuron.model.layers import Empty, RMSNorm, Rotation
+from cortex_neuron.model.parallel import ColumnLinear, RowLinear
 from cortex_neuron.model.spec import ModelSpec
 
 
 class Attention(nn.Module):
     """Grouped-query attention with rotated queries and keys."""
 
-    def __init__(self, spec: ModelSpec, empty: Empty) -> None:
+    def __init__(self, spec: ModelSpec, empty: Empty, group: Group) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        self.heads = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
-        q_width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        qkv = {"q_proj": q_width, "k_proj": kv_width, "v_proj": kv_width}
-        self.qkv_proj = Linear(spec.dim, qkv, bias=spec.qkv_bias, empty=empty)
-        self.o_proj = Linear(q_width, {"o_proj": spec.dim}, bias=spec.output_bias, empty=empty)
+        self.head_dim = spec.head_dim
+        q = group.shard.span(spec.num_heads, self.head_dim)
+        kv = group.shard.kv_heads(spec.num_kv_heads, self.head_dim)
+        self.heads = [cut.size // self.head_dim for cut in (q, kv, kv)]
+        qkv = {"q_proj": q, "k_proj": kv, "v_proj": kv}
+        self.qkv_proj = ColumnLinear(spec.dim, qkv, bias=spec.qkv_bias, empty=empty)
+        self.o_proj = RowLinear(q, {"o_proj": spec.dim}, bias=spec.output_bias, empty=empty, group=group)
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
         if spec.qk_norm:
@@ -44,12 +50,12 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """The gated MLP."""
 
-    def __init__(self, spec: ModelSpec, empty: Empty) -> None:
+    def __init__(self, spec: ModelSpec, empty: Empty, group: Group) -> None:
         super().__init__()
-        width = spec.intermediate_dim
-        gate_up = {"gate_proj": width, "up_proj": width}
-        self.gate_up_proj = Linear(spec.dim, gate_up, bias=spec.mlp_bias, empty=empty)
-        self.down_proj = Linear(width, {"down_proj": spec.dim}, bias=spec.mlp_bias, empty=empty)
+        width = group.shard.span(spec.intermediate_dim)
+        gate_up, down = {"gate_proj": width, "up_proj": width}, {"down_proj": spec.dim}
+        self.gate_up_proj = ColumnLinear(spec.dim, gate_up, bias=spec.mlp_bias, empty=empty)
+        self.down_proj = RowLinear(width, down, bias=spec.mlp_bias, empty=empty, group=group)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Transform every token on its own; returns y_TD."""
@@ -61,12 +67,19 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention, then the MLP, each on the normalised stream and added to it."""
 
-    def __init__(self, spec: ModelSpec, empty: Empty) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        _index: int,
+        empty: Empty,
+        group: Group,
+        make_mlp: Callable[[ModelSpec, Empty, Group], nn.Module] = MLP,
+    ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
-        self.self_attn = Attention(spec, empty)
+        self.self_attn = Attention(spec, empty, group)
         self.post_attention_layernorm = RMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
-        self.mlp = MLP(spec, empty)
+        self.mlp = make_mlp(spec, empty, group)
 
     def forward(self, x_TD: Tensor, rotation: Rotation, cache: LayerCache) -> Tensor:
         """Return the stream after this layer, x_TD."""

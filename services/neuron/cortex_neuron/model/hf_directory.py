@@ -5,12 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from safetensors import SafetensorError, safe_open
 
 from cortex_proto.errors import LoadFailedError
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000
+
+
+class _Entry(msgspec.Struct):
+    """Where a tensor lies behind the header; the entry of metadata lies nowhere."""
+
+    data_offsets: tuple[int, int] = (0, 0)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -54,8 +63,26 @@ def read_shapes(path: Path) -> Mapping[str, tuple[int, ...]]:
             with safe_open(file, framework="numpy") as opened:
                 shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.offset_keys()}
         except SafetensorError as error:
-            raise LoadFailedError(f"{file}: {error}") from error
+            raise LoadFailedError(f"{file}: {error}{_first_beyond_end(file)}") from error
     return shapes
+
+
+def _first_beyond_end(file: Path) -> str:
+    """Name the first tensor that `file` is too short for, if its header can still be read.
+
+    Source: the safetensors format, 8 bytes of length, little-endian, and a header of JSON.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
+        header = opened.read(min(length, _MAX_HEADER_BYTES))
+    num_bytes = file.stat().st_size - _LENGTH_BYTES - length
+    try:
+        entries = msgspec.json.decode(header, type=dict[str, _Entry])
+    except msgspec.DecodeError:
+        return ""
+    ends = sorted((entry.data_offsets[1], name) for name, entry in entries.items())
+    torn = next((name for end, name in ends if end > num_bytes), None)
+    return f"; the file ends before the end of {torn}" if torn else ""
 
 
 def _read_json(file: Path) -> dict[str, Any]:

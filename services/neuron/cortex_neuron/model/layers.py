@@ -2,7 +2,8 @@
 
 A layer makes its tensors by `empty`, which knows their dtype and device, and names in `places`
 where each tensor of a checkpoint belongs: a view of a parameter, so that several small matrices
-are loaded straight into the one big matrix they are multiplied as.
+are loaded straight into the one big matrix they are multiplied as. Each rank has all of these
+layers; those that ranks share are in `parallel`.
 
 Dimensions, as suffixes of tensor names:
     T  tokens of all rows, end to end    D  model width           N  heads
@@ -11,16 +12,27 @@ Dimensions, as suffixes of tensor names:
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cortex_neuron.model.matmul import Form, Packed, Plain
+from cortex_neuron.model.places import Place
 from cortex_neuron.model.rope import Rope
 
 Empty = Callable[..., Tensor]
-Places = dict[str, Tensor]
+Places = dict[str, Place]
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A module with tensors of its own that a checkpoint fills."""
+
+    def places(self) -> Places:
+        """Name where each belongs, below the module's own name."""
+        ...
 
 
 def parameter(tensor: Tensor) -> nn.Parameter:
@@ -50,7 +62,7 @@ class Linear(nn.Module):
 
     def _parts(self, kind: str, merged: Tensor) -> Places:
         parts = torch.split(merged, list(self.outputs.values()))
-        return {f"{name}.{kind}": part for name, part in zip(self.outputs, parts, strict=True)}
+        return {f"{name}.{kind}": Place.whole(part) for name, part in zip(self.outputs, parts, strict=True)}
 
     def pack(self) -> None:
         """Lay the matrix out for the CPU and let go of the original."""
@@ -70,27 +82,13 @@ class Embedding(nn.Module):
         super().__init__()
         self.weight = parameter(empty(vocab_size, dim))
 
+    def place(self) -> Place:
+        """Say where the table belongs."""
+        return Place.whole(self.weight)
+
     def forward(self, tokens_T: Tensor) -> Tensor:
         """Look up; returns x_TD."""
         return F.embedding(tokens_T, self.weight)
-
-
-class TiedHead(Linear):
-    """The embedding table once more, as the matrix from the stream to the logits.
-
-    Packed, it is a copy: the lookup still needs the table as it is.
-    """
-
-    def __init__(self, table: Embedding) -> None:
-        nn.Module.__init__(self)
-        self.outputs = {}
-        self.weight = table.weight
-        self.bias = None
-        self.form = Plain(self.weight, None)
-
-    def places(self) -> Places:
-        """Name nothing: the table is loaded as the embedding."""
-        return {}
 
 
 class RMSNorm(nn.Module):
@@ -108,6 +106,35 @@ class RMSNorm(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         """Normalise the last dimension."""
         return F.rms_norm(x_TD, self.shape, self.weight, self.eps)
+
+
+class CenteredRMSNorm(nn.Module):
+    """RMSNorm whose weight is stored less 1; it rounds to the dtype only after the weight."""
+
+    def __init__(self, dim: int, eps: float, *, empty: Empty) -> None:
+        super().__init__()
+        self.eps = eps
+        self.shape = (dim,)
+        self.weight = parameter(empty(dim))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        y_TD = F.rms_norm(x_TD.float(), self.shape, 1.0 + self.weight.float(), self.eps)
+        return y_TD.to(x_TD.dtype)
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm, then a gate of its own for every number; in float32, the weight included."""
+
+    def __init__(self, dim: int, eps: float, *, empty: Empty) -> None:
+        super().__init__()
+        self.eps = eps
+        self.shape = (dim,)
+        self.weight = parameter(empty(dim, dtype=torch.float32))
+
+    def forward(self, x_TNH: Tensor, gate_TNH: Tensor) -> Tensor:
+        """Normalise the last dimension; returns y_TNH in float32."""
+        return F.rms_norm(x_TNH, self.shape, self.weight, self.eps) * F.silu(gate_TNH.float())
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +160,13 @@ class Rotary(nn.Module):
     inverse_frequency_H: Tensor
     sign_H: Tensor
 
-    def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
+    def __init__(self, rope: Rope, dim: int, device: torch.device) -> None:
         super().__init__()
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
         frequency = 1.0 / (rope.theta**exponents * torch.tensor(rope.divisors or 1.0))
         self.register_buffer("inverse_frequency_H", frequency.repeat(2).to(device))
-        sign = torch.ones(head_dim)
-        sign[: head_dim // 2] = -1.0
+        sign = torch.ones(dim)
+        sign[: dim // 2] = -1.0
         self.register_buffer("sign_H", sign.to(device))
 
     def forward(self, positions_T: Tensor, dtype: torch.dtype) -> Rotation:

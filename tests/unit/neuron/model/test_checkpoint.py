@@ -1,15 +1,25 @@
 """Every tensor of a checkpoint has a place, and every place a tensor."""
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from builders.checkpoints import write_gguf, write_llama
-from builders.models import load_quietly, logits_at_each, random_tokens
+from builders.checkpoints import write_gguf, write_llama, write_qwen2
+from builders.models import Apart, load_quietly, logits_at_each, random_tokens
+from cortex_neuron.model.causal import CausalModel
+from cortex_neuron.model.checkpoint import SafetensorsDirectory, fill
+from cortex_neuron.model.dense import Layer
 from cortex_neuron.model.load import load
+from cortex_neuron.model.places import Place, Source
+from cortex_neuron.model.shard import Cut, Shard
+from cortex_neuron.model.spec import read_spec
 from cortex_proto.errors import LoadFailedError
 
 
@@ -103,5 +113,111 @@ def test_a_safetensors_file_that_ends_too_soon_is_refused(tmp_path: Path) -> Non
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
 
+    with pytest.raises(LoadFailedError, match=r"model\.safetensors.* ends before the end of model\.\S+"):
+        load_quietly(path)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 5, 100])
+def test_a_safetensors_file_without_a_whole_header_is_refused(tmp_path: Path, kept_bytes: int) -> None:
+    path = write_llama(tmp_path)
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept_bytes])
+
     with pytest.raises(LoadFailedError, match=r"model\.safetensors"):
         load_quietly(path)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_before_any_room_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _rewrite(write_llama(tmp_path), without=("model.layers.2.mlp.up_proj.weight",))
+    made: list[torch.Size] = []
+    empty = torch.empty
+
+    def recorded(*shape: int, **place: Any) -> Tensor:
+        tensor = empty(*shape, **place)
+        if tensor.device.type != "meta":
+            made.append(tensor.shape)
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", recorded)
+
+    with pytest.raises(LoadFailedError, match=r"layers\.2\.mlp\.up_proj\.weight"):
+        load_quietly(path)
+
+    assert made == []
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A tensor that notes the size of each part that is read of it."""
+
+    tensor: Tensor
+    reads: list[int]
+
+    def __getitem__(self, part: tuple[slice, ...]) -> Tensor:
+        read = self.tensor[part]
+        self.reads.append(read.nbytes)
+        return read
+
+
+class Loose:
+    """A checkpoint of tensors in memory."""
+
+    def __init__(self, sources: Mapping[str, Recorded]) -> None:
+        self.sources = sources
+        self.shapes = {name: tuple(source.tensor.shape) for name, source in sources.items()}
+
+    def tensors(self) -> Iterator[tuple[str, Source]]:
+        yield from self.sources.items()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_each_rank_reads_its_share_and_no_sharded_tensor_whole(tmp_path: Path, world: int) -> None:
+    path = write_qwen2(tmp_path, num_attention_heads=8, num_key_value_heads=4)
+    tensors = load_file(path / "model.safetensors")
+    whole_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    spec = read_spec(path)
+    shares = []
+    for rank in range(world):
+        reads: dict[str, list[int]] = {name: [] for name in tensors}
+        sources = {name: Recorded(tensor, reads[name]) for name, tensor in tensors.items()}
+        model = CausalModel(spec, Layer, partial(torch.empty, dtype=torch.float32), Apart(Shard(rank, world)))
+
+        num_bytes = fill(model.places(), Loose(sources), lambda *_: None)
+
+        shares.append(num_bytes / whole_bytes)
+        assert num_bytes == sum(sum(sizes) for sizes in reads.values())
+        for name, sizes in reads.items():
+            num_readers = 1 if "norm" in name else world
+            assert sum(sizes) == tensors[name].nbytes // num_readers
+
+    assert all(abs(share - 1 / world) < 0.01 for share in shares)
+
+
+def test_a_slice_of_a_file_is_all_that_is_read_of_it(tmp_path: Path) -> None:
+    path = write_llama(tmp_path)
+    places = {
+        name: Place.of(torch.empty(*_halved(shape, dim)), dim, Shard(1, 2).span(shape[dim]))
+        for name, shape in SafetensorsDirectory(path).shapes.items()
+        for dim in [len(shape) - 1]
+    }
+
+    num_bytes = fill(places, SafetensorsDirectory(path), lambda *_: None)
+
+    for name, tensor in load_file(path / "model.safetensors").items():
+        assert torch.equal(places[name].part, tensor.chunk(2, dim=-1)[1])
+    assert num_bytes == sum(place.part.nbytes for place in places.values())
+
+
+def _halved(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    return (*shape[:dim], shape[dim] // 2, *shape[dim + 1 :])
+
+
+def test_a_place_of_several_spans_is_filled_span_by_span() -> None:
+    place = Place.of(torch.empty(3, 2), 0, Cut(8, (range(1, 3), range(6, 7))))
+
+    num_bytes = place.fill(torch.arange(16.0).view(8, 2))
+
+    assert place.part.tolist() == [[2.0, 3.0], [4.0, 5.0], [12.0, 13.0]]
+    assert (place.shape, num_bytes) == ((8, 2), 24)

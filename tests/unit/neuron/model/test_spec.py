@@ -344,9 +344,9 @@ def test_a_page_and_a_slot_are_as_big_as_is_said(
     assert 3 * state_slot_bytes(spec, dtype) == kv.states.s.nbytes + kv.states.tails.nbytes
 
 
-def test_a_load_books_a_slot_for_each_row_and_one_more(tmp_path: Path) -> None:
+def test_a_load_books_a_slot_for_each_row_one_more_and_the_snapshots(tmp_path: Path) -> None:
     spec = read_spec(write_qwen3_5(tmp_path))
 
     booked = footprint(spec, "float32", step=Step(max_batch=4))
 
-    assert booked.state_bytes == 5 * state_slot_bytes(spec, "float32")
+    assert booked.state_bytes == (4 + 1 + 2) * state_slot_bytes(spec, "float32")

@@ -107,19 +107,6 @@ async def loaded(
         await asyncio.gather(text, return_exceptions=True)
 
 
-def _load_options(plan: Plan, kv_bytes: int, options: settings.Neuron) -> LoadOptions:
-    return LoadOptions(
-        path=plan.path,
-        device=plan.device.torch_device,
-        dtype=plan.dtype,
-        kv_bytes=kv_bytes,
-        max_batch=options.max_batch,
-        max_waiting=options.max_waiting,
-        prefill_tokens=options.prefill_tokens,
-        threads=options.threads or _num_cores(),
-    )
-
-
 def measured_bytes(cluster: Cluster) -> int:
     """Add up the main memory that the ranks of `cluster` have to themselves; 0 for those that are gone."""
     return sum(_private_bytes(pid) for pid in cluster.pids)

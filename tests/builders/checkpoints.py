@@ -18,8 +18,18 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3_5Config,
+    Qwen3_5ForCausalLM,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 from builders.blocks import gguf_blocks
@@ -38,6 +48,30 @@ _TINY: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": None,
+}
+_HYBRID: dict[str, Any] = _TINY | {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    # With wider weights transformers' own two forms of the delta rule differ by 8e-4 in the logits.
+    "initializer_range": 0.05,
+}
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+}
+_SHARED: dict[str, Any] = {"shared_expert_intermediate_size": 40}
+_EYES: dict[str, Any] = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 16,
 }
 
 LLAMA3 = {
@@ -66,18 +100,79 @@ def write_qwen3(path: Path, **overrides: Any) -> Path:
     return _write(Qwen3ForCausalLM(Qwen3Config(**(_TINY | {"head_dim": 32} | overrides))), path)
 
 
+def write_qwen3_moe(path: Path, **overrides: Any) -> Path:
+    """Write a tiny Qwen3-MoE: Qwen3 with routed experts."""
+    config = Qwen3MoeConfig(**(_TINY | {"head_dim": 32} | _EXPERTS | overrides))
+    return _write(Qwen3MoeForCausalLM(config), path)
+
+
+def write_qwen3_next(path: Path, **overrides: Any) -> Path:
+    """Write a tiny Qwen3-Next: three recurrent layers, one that attends, experts in all."""
+    config = Qwen3NextConfig(**(_HYBRID | _EXPERTS | _SHARED | overrides))
+    return _write(Qwen3NextForCausalLM(config), path)
+
+
+def write_qwen3_5(path: Path, **overrides: Any) -> Path:
+    """Write a tiny Qwen3.5 of text alone: three recurrent layers, one that attends."""
+    return _write(Qwen3_5ForCausalLM(Qwen3_5TextConfig(**(_HYBRID | overrides))), path)
+
+
+def write_qwen3_5_with_eyes(path: Path, **overrides: Any) -> Path:
+    """Write a tiny Qwen3.5 as it is released: the text model inside one that sees."""
+    config = Qwen3_5Config(text_config=_HYBRID | overrides, vision_config=_EYES)
+    return _write(Qwen3_5ForConditionalGeneration(config), path)
+
+
+def write_qwen3_5_moe(path: Path, **overrides: Any) -> Path:
+    """Write a tiny Qwen3.5-MoE, which differs in its experts."""
+    config = Qwen3_5MoeTextConfig(**(_HYBRID | _EXPERTS | _SHARED | overrides))
+    return _write(Qwen3_5MoeForCausalLM(config), path)
+
+
+def as_released(directory: Path) -> Path:
+    """Rewrite a checkpoint as Qwen3.5-MoE is released: the experts of a layer fused, and an MTP head."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    fused: dict[str, dict[int, torch.Tensor]] = {}
+    for name in [name for name in tensors if ".mlp.experts." in name]:
+        prefix, _, rest = name.partition(".experts.")
+        expert, kind, _ = rest.split(".")
+        fused.setdefault(f"{prefix}.experts.{kind}", {})[int(expert)] = tensors.pop(name)
+    stacked = {name: torch.stack([parts[i] for i in sorted(parts)]) for name, parts in fused.items()}
+    for name, gate in stacked.items():
+        if name.endswith(".gate_proj"):
+            up = stacked[name.replace(".gate_proj", ".up_proj")]
+            tensors[name.replace(".gate_proj", ".gate_up_proj")] = torch.cat([gate, up], dim=1)
+        elif name.endswith(".down_proj"):
+            tensors[name] = gate
+    tensors["mtp.fc.weight"] = torch.randn(64, 128)
+    tensors["mtp.layers.0.mlp.experts.0.down_proj.weight"] = torch.randn(64, 48)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return directory
+
+
 def _write(model: PreTrainedModel, path: Path, max_shard_size: str = "1GB") -> Path:
     config: PretrainedConfig = model.config
     torch.manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            # Norms at 1 and biases at 0, as transformers leaves them, would hide their errors.
-            if "norm" in name:
-                weight.uniform_(0.5, 1.5)
-            else:
-                weight.normal_(0.0, config.initializer_range)
+            _randomise(name, weight, config.get_text_config().initializer_range)
     model.save_pretrained(path, max_shard_size=max_shard_size)
     return path
+
+
+def _randomise(name: str, weight: torch.Tensor, spread: float) -> None:
+    """Norms at 1 and biases at 0, as transformers leaves them, would hide their errors."""
+    if "norm" in name:
+        weight.uniform_(0.5, 1.5)
+    elif name.endswith("A_log"):
+        weight.uniform_(-4.0, 2.0)
+    elif name.endswith("dt_bias"):
+        weight.uniform_(-2.0, 2.0)
+    elif "conv1d" in name:
+        weight.uniform_(-0.5, 0.5)
+    else:
+        weight.normal_(0.0, spread)
 
 
 def write_gguf(

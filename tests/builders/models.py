@@ -45,8 +45,9 @@ def load_quietly(path: Path, dtype: torch.dtype = torch.float32) -> CausalModel:
 
 
 def pool(model: CausalModel, num_pages: int = 32) -> KvPool:
-    """A cache whose memory is poisoned, so that reading what was not written shows."""
-    kv = KvPool(model.spec, model.group.shard, num_pages=num_pages, dtype=model.model.norm.weight.dtype)
+    """A cache whose memory is poisoned, so that reading what was not written shows; states are zero."""
+    dtype = model.model.norm.weight.dtype
+    kv = KvPool(model.spec, model.group.shard, num_pages=num_pages, num_slots=8, dtype=dtype)
     kv.k.fill_(torch.nan)
     kv.v.fill_(torch.nan)
     return kv
@@ -56,7 +57,8 @@ def logits_at_each(model: CausalModel, tokens: Sequence[int], first_page: int = 
     """Decode `tokens` one by one; returns the logits after each, [tokens, V]."""
     kv = pool(model)
     pages = range(first_page, first_page + -(-len(tokens) // PAGE))
-    return torch.cat([model(Batch.of([([t], past, pages)]), kv) for past, t in enumerate(tokens)])
+    steps = [Batch.of([([t], past, pages)], state_slots=[1]) for past, t in enumerate(tokens)]
+    return torch.cat([model(step, kv) for step in steps])
 
 
 def reference(path: Path) -> PreTrainedModel:

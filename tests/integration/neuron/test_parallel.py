@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from builders.checkpoints import write_gguf, write_llama, write_qwen2, write_qwen3
+from builders.checkpoints import (
+    write_gguf,
+    write_llama,
+    write_qwen2,
+    write_qwen3,
+    write_qwen3_5_with_eyes,
+    write_qwen3_next,
+)
 from builders.models import load_quietly, logits_at_each
 from builders.ranks import TOKENS, logits_of
 
@@ -26,6 +33,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         write_qwen2(path / "qwen2", **HEADS),
         write_qwen3(path / "qwen3", num_key_value_heads=4),
         write_gguf(path / "m.gguf", write_llama(path / "hf")),
+        write_qwen3_5_with_eyes(path / "qwen3_5"),
+        write_qwen3_next(path / "qwen3_next"),
     ]
 
 

@@ -42,7 +42,7 @@ from cortex_neuron.engine.runner import Runner
 from cortex_neuron.engine.scheduler import Limits, Scheduler
 from cortex_neuron.engine.seat import Seat, read_seat
 from cortex_neuron.engine.team import Following, Leading, join
-from cortex_neuron.model.spec import PAGE
+from cortex_neuron.model.spec import PAGE, Step
 from cortex_proto.errors import CortexError, EngineError, LoadFailedError, to_wire
 
 log = structlog.get_logger()
@@ -226,6 +226,7 @@ def _as_load_failure(error: Exception, options: LoadOptions) -> CortexError:
 
 
 def _limits(runner: Runner, options: LoadOptions) -> Limits:
+    has_states = runner.spec.num_delta_layers > 0
     return Limits(
         context=min(runner.spec.context, runner.num_pages * PAGE),
         vocab_size=runner.spec.vocab_size,
@@ -233,7 +234,9 @@ def _limits(runner: Runner, options: LoadOptions) -> Limits:
         num_pages=runner.num_pages,
         max_batch=options.max_batch,
         max_waiting=options.max_waiting,
-        prefill_tokens=options.prefill_tokens,
+        prefill_tokens=max(options.prefill_tokens, PAGE) if has_states else options.prefill_tokens,
+        num_slots=options.max_batch if has_states else 0,
+        num_snapshots=Step(options.max_batch).num_snapshots if has_states else 0,
     )
 
 

@@ -14,12 +14,12 @@ from cortex_neuron.model.checkpoint import OnProgress
 from cortex_neuron.model.group import Group
 from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.load import load
-from cortex_neuron.model.spec import PAGE, ModelSpec, kv_page_bytes
+from cortex_neuron.model.spec import PAGE, ModelSpec, Step, kv_page_bytes
 from cortex_proto.errors import LoadFailedError
 
 
 class Runner:
-    """A model, or a rank's part of it, and its keys and values, on one device."""
+    """A model, or a rank's part of it, and what it remembers, on one device."""
 
     def __init__(self, model: CausalModel, kv: KvPool, device: torch.device) -> None:
         self.spec: ModelSpec = model.spec
@@ -39,7 +39,10 @@ class Runner:
         dtype = getattr(torch, options.dtype)
         model = load(options.path, device=device, dtype=dtype, on_progress=on_progress, group=group)
         num_pages = num_pages_of(model.spec, options)
-        kv = KvPool(model.spec, group.shard, num_pages=num_pages, dtype=dtype, device=device)
+        num_slots = Step(options.max_batch).num_slots
+        kv = KvPool(
+            model.spec, group.shard, num_pages=num_pages, num_slots=num_slots, dtype=dtype, device=device
+        )
         runner = cls(model, kv, device)
         runner.warm_up()
         return runner
@@ -52,8 +55,16 @@ class Runner:
 
     def compute(self, plan: Plan) -> Tensor:
         """Run the model; of several ranks all must, and only the leader gets the logits_RV."""
-        batch = Batch.of([(row.tokens, row.past, row.pages) for row in plan.rows], self._device)
+        states = self._kv.states
+        for slot in plan.zeros:
+            states.zero(slot)
+        for source, target in plan.copies:
+            states.copy(source, target)
+        rows = [(row.tokens, row.past, row.pages) for row in plan.rows]
+        batch = Batch.of(rows, self._device, [row.slot for row in plan.rows])
         logits_RV: Tensor = self._model(batch, self._kv)
+        for save in plan.saves:
+            states.copy(save.slot, save.snapshot)
         return logits_RV
 
     def warm_up(self) -> None:

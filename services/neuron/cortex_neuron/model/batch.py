@@ -26,6 +26,8 @@ class Row:
     """Tokens of the sequence whose keys and values are in the cache already."""
     pages: tuple[int, ...]
     """Where its keys and values are, in order: they cover `past + stop - start` tokens."""
+    slot: int = 0
+    """Where its states are, which must be those after `past` tokens; 0 is scratch."""
 
     @property
     def length(self) -> int:
@@ -47,20 +49,23 @@ class Batch:
 
     @classmethod
     def of(
-        cls, rows: Sequence[tuple[Sequence[int], int, Sequence[int]]], device: torch.device | str = "cpu"
+        cls,
+        rows: Sequence[tuple[Sequence[int], int, Sequence[int]]],
+        device: torch.device | str = "cpu",
+        state_slots: Sequence[int] | None = None,
     ) -> "Batch":
-        """Pack rows of (tokens, past, pages)."""
+        """Pack rows of (tokens, past, pages); `state_slots` are one a row, or all 0."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         spans: list[Row] = []
-        for row_tokens, past, pages in rows:
+        for (row_tokens, past, pages), slot in zip(rows, state_slots or [0] * len(rows), strict=True):
             start = len(tokens)
             tokens += row_tokens
             span = range(past, past + len(row_tokens))
             positions += span
             slots += [pages[p // PAGE] * PAGE + p % PAGE for p in span]
-            spans.append(Row(start, len(tokens), past, tuple(pages[: -(-span.stop // PAGE)])))
+            spans.append(Row(start, len(tokens), past, tuple(pages[: -(-span.stop // PAGE)]), slot))
         ends = [row.stop - 1 for row in spans]
         # One transfer to the device instead of four.
         packed = torch.tensor(tokens + positions + slots + ends).to(device)

@@ -13,13 +13,24 @@ from cortex_neuron.model.attention import LayerCache
 from cortex_neuron.model.batch import Batch
 from cortex_neuron.model.group import SOLO, Group
 from cortex_neuron.model.kv import KvPool
-from cortex_neuron.model.layers import Embedding, Empty, Linear, Places, RMSNorm, Rotary
+from cortex_neuron.model.layers import (
+    CenteredRMSNorm,
+    Embedding,
+    Empty,
+    GatedRMSNorm,
+    Linear,
+    Placed,
+    Places,
+    RMSNorm,
+    Rotary,
+)
 from cortex_neuron.model.parallel import Head, TiedHead, embedding
 from cortex_neuron.model.places import Place
 from cortex_neuron.model.spec import ModelSpec
+from cortex_neuron.model.state import LayerState
 
-MakeLayer = Callable[[ModelSpec, Empty, Group], nn.Module]
-"""A layer maps (x_TD, rotation, cache) to x_TD."""
+MakeLayer = Callable[[ModelSpec, int, Empty, Group], nn.Module]
+"""Makes the layer with that number: it maps (x_TD, rotation, cache) to x_TD."""
 
 
 class Decoder(nn.Module):
@@ -28,16 +39,23 @@ class Decoder(nn.Module):
     def __init__(self, spec: ModelSpec, make_layer: MakeLayer, empty: Empty, group: Group) -> None:
         super().__init__()
         self.embed_tokens = embedding(spec.vocab_size, spec.dim, empty=empty, group=group)
-        self.layers = nn.ModuleList(make_layer(spec, empty, group) for _ in range(spec.num_layers))
-        self.norm = RMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
-        self.rotary = Rotary(spec.rope, spec.head_dim, self.norm.weight.device)
+        self.layers = nn.ModuleList(make_layer(spec, i, empty, group) for i in range(spec.num_layers))
+        norm = CenteredRMSNorm if spec.centered_norms else RMSNorm
+        self.norm = norm(spec.dim, spec.rms_norm_eps, empty=empty)
+        self.rotary = Rotary(spec.rope, spec.rotary_dim, self.norm.weight.device)
+        self.layer_types = spec.layer_types
 
     def forward(self, batch: Batch, kv: KvPool) -> Tensor:
         """Run the layers; returns x_RD, the stream at the end of each row."""
         x_TD = self.embed_tokens(batch.tokens_T)
         rotation = self.rotary(batch.positions_T, x_TD.dtype)
-        for layer, cache in zip(self.layers, LayerCache.of(batch, kv), strict=True):
-            x_TD = layer(x_TD, rotation, cache)
+        # Each layer takes what its kind remembers, in the order of the layers.
+        caches = {
+            "full_attention": iter(LayerCache.of(batch, kv)),
+            "linear_attention": iter(LayerState.of(batch, kv.states)),
+        }
+        for layer, kind in zip(self.layers, self.layer_types, strict=True):
+            x_TD = layer(x_TD, rotation, next(caches[kind]))
         x_RD: Tensor = self.norm(x_TD[batch.ends_R])
         return x_RD
 
@@ -66,8 +84,10 @@ class CausalModel(nn.Module):
                     places |= {f"{parent}.{n}".lstrip("."): p for n, p in module.places().items()}
                 case Embedding():
                     places[f"{path}.weight"] = module.place()
-                case RMSNorm():
+                case RMSNorm() | CenteredRMSNorm() | GatedRMSNorm():
                     places[f"{path}.weight"] = Place.whole(module.weight)
+                case Placed() if path:
+                    places |= {f"{path}.{n}": p for n, p in module.places().items()}
         return places
 
     def linears(self) -> list[Linear]:

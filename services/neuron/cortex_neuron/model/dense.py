@@ -7,6 +7,8 @@ A rank holds a share of N, K and I; T, D and H are whole.
 Source: Llama, arXiv:2302.13971; GQA, arXiv:2305.13245; Qwen3, arXiv:2505.09388 (norms on q and k).
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -65,12 +67,19 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention, then the MLP, each on the normalised stream and added to it."""
 
-    def __init__(self, spec: ModelSpec, empty: Empty, group: Group) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        _index: int,
+        empty: Empty,
+        group: Group,
+        make_mlp: Callable[[ModelSpec, Empty, Group], nn.Module] = MLP,
+    ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
         self.self_attn = Attention(spec, empty, group)
         self.post_attention_layernorm = RMSNorm(spec.dim, spec.rms_norm_eps, empty=empty)
-        self.mlp = MLP(spec, empty, group)
+        self.mlp = make_mlp(spec, empty, group)
 
     def forward(self, x_TD: Tensor, rotation: Rotation, cache: LayerCache) -> Tensor:
         """Return the stream after this layer, x_TD."""

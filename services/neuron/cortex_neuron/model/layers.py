@@ -12,6 +12,7 @@ Dimensions, as suffixes of tensor names:
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,15 @@ from cortex_neuron.model.rope import Rope
 
 Empty = Callable[..., Tensor]
 Places = dict[str, Place]
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A module with tensors of its own that a checkpoint fills."""
+
+    def places(self) -> Places:
+        """Name where each belongs, below the module's own name."""
+        ...
 
 
 def parameter(tensor: Tensor) -> nn.Parameter:
@@ -98,6 +108,35 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x_TD, self.shape, self.weight, self.eps)
 
 
+class CenteredRMSNorm(nn.Module):
+    """RMSNorm whose weight is stored less 1; it rounds to the dtype only after the weight."""
+
+    def __init__(self, dim: int, eps: float, *, empty: Empty) -> None:
+        super().__init__()
+        self.eps = eps
+        self.shape = (dim,)
+        self.weight = parameter(empty(dim))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        y_TD = F.rms_norm(x_TD.float(), self.shape, 1.0 + self.weight.float(), self.eps)
+        return y_TD.to(x_TD.dtype)
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm, then a gate of its own for every number; in float32, the weight included."""
+
+    def __init__(self, dim: int, eps: float, *, empty: Empty) -> None:
+        super().__init__()
+        self.eps = eps
+        self.shape = (dim,)
+        self.weight = parameter(empty(dim, dtype=torch.float32))
+
+    def forward(self, x_TNH: Tensor, gate_TNH: Tensor) -> Tensor:
+        """Normalise the last dimension; returns y_TNH in float32."""
+        return F.rms_norm(x_TNH, self.shape, self.weight, self.eps) * F.silu(gate_TNH.float())
+
+
 @dataclass(frozen=True, slots=True)
 class Rotation:
     """The turns of one step's tokens, the same in all layers."""
@@ -121,13 +160,13 @@ class Rotary(nn.Module):
     inverse_frequency_H: Tensor
     sign_H: Tensor
 
-    def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
+    def __init__(self, rope: Rope, dim: int, device: torch.device) -> None:
         super().__init__()
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
         frequency = 1.0 / (rope.theta**exponents * torch.tensor(rope.divisors or 1.0))
         self.register_buffer("inverse_frequency_H", frequency.repeat(2).to(device))
-        sign = torch.ones(head_dim)
-        sign[: head_dim // 2] = -1.0
+        sign = torch.ones(dim)
+        sign[: dim // 2] = -1.0
         self.register_buffer("sign_H", sign.to(device))
 
     def forward(self, positions_T: Tensor, dtype: torch.dtype) -> Rotation:

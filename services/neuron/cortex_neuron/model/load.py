@@ -6,15 +6,24 @@ from pathlib import Path
 
 import torch
 
-from cortex_neuron.model import dense
+from cortex_neuron.model import dense, moe, qwen35
 from cortex_neuron.model.causal import CausalModel, MakeLayer
 from cortex_neuron.model.checkpoint import Checkpoint, OnProgress, SafetensorsDirectory, check, fill
 from cortex_neuron.model.gguf import GgufFile
 from cortex_neuron.model.group import SOLO, Group
 from cortex_neuron.model.matmul import can_pack
+from cortex_neuron.model.relaid import Relaid
 from cortex_neuron.model.spec import check_world, read_spec
 
-LAYERS: Mapping[str, MakeLayer] = {"llama": dense.Layer, "qwen2": dense.Layer, "qwen3": dense.Layer}
+LAYERS: Mapping[str, MakeLayer] = {
+    "llama": dense.Layer,
+    "qwen2": dense.Layer,
+    "qwen3": dense.Layer,
+    "qwen3_moe": moe.layer,
+    "qwen3_next": qwen35.layer,
+    "qwen3_5": qwen35.layer,
+    "qwen3_5_moe": qwen35.layer,
+}
 """The layer of each architecture that `spec` can read."""
 
 
@@ -37,7 +46,7 @@ def load(
     device = torch.device(device)
     spec = read_spec(path)
     check_world(spec, group.shard.world)
-    checkpoint = _open(path)
+    checkpoint = Relaid(_open(path), spec)
 
     def build(at: torch.device) -> CausalModel:
         empty = partial(torch.empty, dtype=dtype, device=at)

@@ -10,7 +10,10 @@ SUPPORTED = ("default", "linear", "llama3")
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Frequency i of a head of width H is theta ** (-2i / H) / divisors[i]; H / 2 divisors, or none for 1."""
+    """Frequency i is theta ** (-2i / H) / divisors[i], where H widths of a head turn.
+
+    H / 2 divisors, or none for 1.
+    """
 
     theta: float
     divisors: tuple[float, ...] = ()
@@ -22,7 +25,7 @@ class RopeConfig(msgspec.Struct, frozen=True):
     rope_type: str | None = None
     type: str | None = None
     rope_theta: float | None = None
-    partial_rotary_factor: float = 1.0
+    partial_rotary_factor: float | None = None
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -34,28 +37,24 @@ class RopeConfig(msgspec.Struct, frozen=True):
         return self.rope_type or self.type or "default"
 
 
-def rope(config: RopeConfig, theta: float, head_dim: int) -> Rope:
+def rope(config: RopeConfig, theta: float, rotary_dim: int) -> Rope:
     """Work out the divisors that `config` asks for.
 
     Raises:
-        ValueError: the rule is none of `SUPPORTED`, or rotates only a part of the head.
+        ValueError: the rule is none of `SUPPORTED`.
     """
-    if config.partial_rotary_factor != 1.0:
-        raise ValueError(
-            f"rotates {config.partial_rotary_factor:g} of each head; only whole heads are supported"
-        )
     match config.kind:
         case "default":
             return Rope(theta)
         case "linear":
-            return Rope(theta, (config.factor,) * (head_dim // 2))
+            return Rope(theta, (config.factor,) * (rotary_dim // 2))
         case "llama3":
-            return Rope(theta, _llama3(config, theta, head_dim))
+            return Rope(theta, _llama3(config, theta, rotary_dim))
         case other:
             raise ValueError(f"rope type {other!r} is not supported; supported: {', '.join(SUPPORTED)}")
 
 
-def _llama3(config: RopeConfig, theta: float, head_dim: int) -> tuple[float, ...]:
+def _llama3(config: RopeConfig, theta: float, rotary_dim: int) -> tuple[float, ...]:
     """Slow waves are stretched by `factor`, fast ones kept, those between are blended.
 
     Source: transformers, `_compute_llama3_parameters`.
@@ -63,9 +62,9 @@ def _llama3(config: RopeConfig, theta: float, head_dim: int) -> tuple[float, ...
     low, high = config.low_freq_factor, config.high_freq_factor
 
     def divisor(i: int) -> float:
-        wavelength: float = 2 * pi * theta ** (2 * i / head_dim)
+        wavelength: float = 2 * pi * theta ** (2 * i / rotary_dim)
         turns = config.original_max_position_embeddings / wavelength
         keep = min(max((turns - low) / (high - low), 0.0), 1.0)
         return 1.0 / (keep + (1.0 - keep) / config.factor)
 
-    return tuple(divisor(i) for i in range(head_dim // 2))
+    return tuple(divisor(i) for i in range(rotary_dim // 2))

@@ -7,19 +7,40 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from cortex_neuron.model import gguf_header, hf_directory, shard
+from cortex_neuron.model.config import (
+    EXTRAS,
+    FULL,
+    NO_DELTA,
+    NO_EXPERTS,
+    Config,
+    DeltaSpec,
+    ExpertsSpec,
+    Extras,
+    LayerType,
+    rotary_dim,
+    text_config,
+)
+from cortex_neuron.model.layout import is_read
 from cortex_neuron.model.rope import Rope, RopeConfig, rope
 from cortex_neuron.model.shard import Shard
 from cortex_proto.errors import LoadFailedError
 
+SUPPORTED = tuple(EXTRAS)
 PAGE = 64
 """Tokens whose keys and values one page holds."""
 HEAD_WEIGHT = "lm_head.weight"
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_KEPT_IN_FLOAT32 = (
+    ".linear_attn.A_log",
+    ".linear_attn.dt_bias",
+    ".linear_attn.norm.weight",
+    ".mlp.gate.weight",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,46 +69,26 @@ class ModelSpec:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    centered_norms: bool = False
+    """Whether the weights of norms are stored less 1."""
+    layer_types: tuple[LayerType, ...] = ()
+    """What mixes the tokens, layer by layer."""
+    rotary_dim: int = 0
+    """So many of the first widths of a head are rotated."""
+    delta: DeltaSpec = NO_DELTA
+    experts: ExpertsSpec = NO_EXPERTS
+    num_float32_parameters: int = 0
+    """So many of `num_parameters` are held in float32 whatever the dtype of the others."""
 
+    @property
+    def num_attention_layers(self) -> int:
+        """Layers that keep keys and values."""
+        return self.layer_types.count(FULL)
 
-_Count = Annotated[int, msgspec.Meta(gt=0)]
-
-
-class _Config(msgspec.Struct, frozen=True):
-    """The keys of config.json that shape the computation; a GGUF header is read into the same."""
-
-    hidden_size: _Count
-    intermediate_size: _Count
-    num_hidden_layers: _Count
-    num_attention_heads: _Count
-    vocab_size: _Count
-    model_type: str
-    max_position_embeddings: _Count = 2048
-    num_key_value_heads: _Count | None = None
-    head_dim: _Count | None = None
-    hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-6
-    tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    use_sliding_window: bool = False
-    eos_token_id: int | tuple[int, ...] | None = None
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeConfig | None = None
-    rope_parameters: RopeConfig | None = None
-    rope_divisors: tuple[float, ...] = ()
-    """Only from GGUF, which stores them as a tensor instead of naming the rule."""
-    quantization_config: dict[str, Any] | None = None
-
-
-_Flags = dict[str, bool]
-# What each architecture adds to the common shape. A new one also needs its line in load.py.
-_FLAGS: Mapping[str, Callable[[_Config], _Flags]] = {
-    "llama": lambda c: _Flags(qkv_bias=c.attention_bias, output_bias=c.attention_bias, mlp_bias=c.mlp_bias),
-    "qwen2": lambda _: _Flags(qkv_bias=True),
-    "qwen3": lambda c: _Flags(qkv_bias=c.attention_bias, output_bias=c.attention_bias, qk_norm=True),
-}
-SUPPORTED = tuple(_FLAGS)
+    @property
+    def num_delta_layers(self) -> int:
+        """Layers that keep a state."""
+        return self.num_layers - self.num_attention_layers
 
 
 def read_spec(path: Path) -> ModelSpec:
@@ -109,20 +110,21 @@ def read_spec(path: Path) -> ModelSpec:
 def _spec(
     path: Path, raw: Mapping[str, Any], shapes: Callable[[], Mapping[str, tuple[int, ...]]]
 ) -> ModelSpec:
+    raw = text_config(raw)
     architecture = raw.get("model_type")
-    if architecture not in _FLAGS:
+    if architecture not in EXTRAS:
         raise LoadFailedError(
             f"{path}: model_type {architecture!r} is not supported; supported: {', '.join(SUPPORTED)}"
         )
     try:
-        config = msgspec.convert(raw, _Config)
+        config = msgspec.convert(raw, Config)
         _check(config)
         return _normalised(config, shapes())
     except (msgspec.ValidationError, ValueError) as error:
         raise LoadFailedError(f"{path}: {error}") from error
 
 
-def _check(config: _Config) -> None:
+def _check(config: Config) -> None:
     if config.hidden_act != "silu":
         raise ValueError(f"hidden_act {config.hidden_act!r} is not supported; supported: silu")
     if config.quantization_config is not None:
@@ -135,12 +137,15 @@ def _check(config: _Config) -> None:
         )
 
 
-def _normalised(config: _Config, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
+def _normalised(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
     head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
     rotary = config.rope_parameters or config.rope_scaling or RopeConfig()
     theta = rotary.rope_theta or config.rope_theta
+    turning = rotary_dim(config, rotary, head_dim)
     tied = config.tie_word_embeddings or HEAD_WEIGHT not in shapes
     eos = config.eos_token_id
+    counts = {n: prod(s) for n, s in shapes.items() if is_read(n) and not (tied and n == HEAD_WEIGHT)}
+    common: Extras = {"layer_types": (FULL,) * config.num_hidden_layers}
     return ModelSpec(
         architecture=config.model_type,
         num_layers=config.num_hidden_layers,
@@ -151,12 +156,14 @@ def _normalised(config: _Config, shapes: Mapping[str, tuple[int, ...]]) -> Model
         intermediate_dim=config.intermediate_size,
         vocab_size=config.vocab_size,
         rms_norm_eps=config.rms_norm_eps,
-        rope=Rope(theta, config.rope_divisors) if config.rope_divisors else rope(rotary, theta, head_dim),
+        rope=Rope(theta, config.rope_divisors) if config.rope_divisors else rope(rotary, theta, turning),
         context=config.max_position_embeddings,
         eos_ids=() if eos is None else (eos,) if isinstance(eos, int) else eos,
         tied=tied,
-        num_parameters=sum(prod(s) for name, s in shapes.items() if not (tied and name == HEAD_WEIGHT)),
-        **_FLAGS[config.model_type](config),
+        num_parameters=sum(counts.values()),
+        num_float32_parameters=sum(num for name, num in counts.items() if name.endswith(_KEPT_IN_FLOAT32)),
+        rotary_dim=turning,
+        **(common | EXTRAS[config.model_type](config)),
     )
 
 
@@ -166,14 +173,29 @@ def check_world(spec: ModelSpec, world: int) -> None:
     Raises:
         LoadFailedError: they cannot; the text has the numbers.
     """
-    shared = {"query heads": spec.num_heads, "columns of the MLP": spec.intermediate_dim}
+    shared = {
+        "query heads": spec.num_heads,
+        "columns of the MLP": spec.intermediate_dim,
+        "columns of an expert": spec.experts.intermediate_dim,
+        "columns of the shared expert": spec.experts.shared_dim,
+        "linear value heads": spec.delta.num_v_heads,
+    }
     shard.check(world, shared, num_kv_heads=spec.num_kv_heads)
+    if spec.num_delta_layers:
+        shard.check(world, {}, num_kv_heads=spec.delta.num_k_heads)
 
 
 def kv_page_bytes(spec: ModelSpec, dtype: str, world: int = 1) -> int:
-    """Memory of one page on one of `world` ranks: keys and values of PAGE tokens in all layers."""
+    """Memory of one page on one of `world` ranks: keys and values of PAGE tokens, where a layer has them."""
     num_heads = Shard(0, world).kv_heads(spec.num_kv_heads).size
-    return 2 * spec.num_layers * PAGE * num_heads * spec.head_dim * DTYPE_BYTES[dtype]
+    return 2 * spec.num_attention_layers * PAGE * num_heads * spec.head_dim * DTYPE_BYTES[dtype]
+
+
+def state_slot_bytes(spec: ModelSpec, dtype: str, world: int = 1) -> int:
+    """Memory of one slot on one of `world` ranks: what recurrent layers remember of one sequence."""
+    delta = spec.delta.part(Shard(0, world))
+    matrix, tail = prod(delta.state_shape), prod(delta.tail_shape)
+    return spec.num_delta_layers * (4 * matrix + DTYPE_BYTES[dtype] * tail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +204,16 @@ class Step:
 
     max_batch: int = 32
     prefill_tokens: int = 256
+
+    @property
+    def num_snapshots(self) -> int:
+        """States that are kept to go on from, each as big as 1,600 tokens of keys and values or more."""
+        return -(-self.max_batch // 2)
+
+    @property
+    def num_slots(self) -> int:
+        """States that there is room for: one to scribble in, one a row, and the snapshots."""
+        return 1 + self.max_batch + self.num_snapshots
 
 
 DEFAULT_STEP = Step()
@@ -192,13 +224,14 @@ class Footprint:
     """What one load takes of each device, in bytes, beside keys and values."""
 
     weight_bytes: int
+    state_bytes: int
     workspace_bytes: int
     process_bytes: int
 
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        return self.weight_bytes + self.workspace_bytes + self.process_bytes
+        return self.weight_bytes + self.state_bytes + self.workspace_bytes + self.process_bytes
 
 
 CPU_PROCESS_BYTES = 320 * 2**20
@@ -220,7 +253,9 @@ def footprint(
     size = DTYPE_BYTES[dtype]
     packed_head = _share(spec.vocab_size, world) * spec.dim if spec.tied and device == "cpu" else 0
     return Footprint(
-        weight_bytes=(_parameters_of_leader(spec, world) + packed_head) * size,
+        weight_bytes=(_parameters_of_leader(spec, world) + packed_head) * size
+        + spec.num_float32_parameters * (4 - size),
+        state_bytes=step.num_slots * state_slot_bytes(spec, dtype, world),
         workspace_bytes=_workspace_bytes(_part_of(spec, world), size, step),
         process_bytes=CPU_PROCESS_BYTES if device == "cpu" else 0,
     )
@@ -233,24 +268,30 @@ def _part_of(spec: ModelSpec, world: int) -> ModelSpec:
         num_heads=spec.num_heads // world,
         num_kv_heads=Shard(0, world).kv_heads(spec.num_kv_heads).size,
         intermediate_dim=spec.intermediate_dim // world,
+        delta=spec.delta.part(Shard(0, world)),
     )
 
 
 def _parameters_of_leader(spec: ModelSpec, world: int) -> int:
     """Count the parameters on rank 0, which has the most.
 
-    Norms are on every rank, the biases behind the sums on the leader, and key/value heads that
-    are fewer than ranks on several; the vocabulary is filled up to equal shares.
+    Norms and routers are on every rank, the biases behind the sums on the leader, and key heads
+    that are fewer than ranks on several; the vocabulary is filled up to equal shares.
     """
-    kv_width = spec.num_kv_heads * spec.head_dim
-    kv = 2 * spec.num_layers * kv_width * (spec.dim + spec.qkv_bias)
+    delta, num_attending = spec.delta, spec.num_attention_layers
+    kv = 2 * num_attending * spec.num_kv_heads * spec.head_dim * (spec.dim + spec.qkv_bias)
+    linear_qk = 2 * spec.num_delta_layers * delta.k_width * (spec.dim + delta.num_taps)
     vocab = spec.vocab_size * spec.dim * (1 if spec.tied else 2)
-    norms = (2 * spec.num_layers + 1) * spec.dim + spec.qk_norm * 2 * spec.num_layers * spec.head_dim
-    whole = norms + spec.num_layers * spec.dim * (spec.output_bias + spec.mlp_bias)
-    rest = spec.num_parameters - whole - kv - vocab
-    kv_share = kv // spec.num_kv_heads * Shard(0, world).kv_heads(spec.num_kv_heads).size
+    norms = (2 * spec.num_layers + 1) * spec.dim + spec.qk_norm * 2 * num_attending * spec.head_dim
+    norms += spec.num_delta_layers * delta.v_dim
+    routers = len(spec.experts.layers) * (spec.experts.num_experts + bool(spec.experts.shared_dim)) * spec.dim
+    whole = norms + routers + spec.num_layers * spec.dim * (spec.output_bias + spec.mlp_bias)
+    rest = spec.num_parameters - whole - kv - linear_qk - vocab
+    heads = Shard(0, world).kv_heads
+    kv_share = kv // spec.num_kv_heads * heads(spec.num_kv_heads).size
+    linear_share = linear_qk // max(1, delta.num_k_heads) * heads(delta.num_k_heads).size
     vocab_share = vocab // spec.vocab_size * _share(spec.vocab_size, world)
-    return whole + _share(rest, world) + kv_share + vocab_share
+    return whole + _share(rest, world) + kv_share + linear_share + vocab_share
 
 
 def _share(num: int, world: int) -> int:
@@ -263,11 +304,15 @@ def _workspace_bytes(spec: ModelSpec, size: int, step: Step) -> int:
     Per token: the stream and its sums (4 widths, 2 more in float32), q, k and v plain and turned,
     gate, up and their product. Per row of the batch: the logits, also in float32, and the sampler's
     sorted copy. Once: the mask of a chunk with a full past, as truth values and as numbers, and
-    one row's gathered keys and values.
+    one row's gathered keys and values. Recurrent layers hold, in float32, some 8 keys and values of
+    every token and 4 matrices of a chunk's width, and of every row its state, read and written.
     """
     qkv_width = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     a_token = size * (4 * spec.dim + 2 * qkv_width + 4 * spec.intermediate_dim) + 8 * spec.dim
     a_row = spec.vocab_size * (size + 4 + 12)
     mask = step.prefill_tokens * spec.context * (1 + size)
     gathered = 2 * spec.context * spec.num_kv_heads * spec.head_dim * size
+    delta = spec.delta
+    a_token += 4 * delta.num_v_heads * (8 * (delta.k_dim + delta.v_dim) + 4 * PAGE)
+    a_row += 8 * prod(delta.state_shape)
     return (step.max_batch + step.prefill_tokens) * a_token + step.max_batch * a_row + mask + gathered

@@ -12,14 +12,25 @@ import pytest
 import torch
 from gguf import GGUFWriter
 
-from builders.checkpoints import write_gguf, write_llama, write_qwen2, write_qwen3
+from builders.checkpoints import (
+    write_gguf,
+    write_llama,
+    write_qwen2,
+    write_qwen3,
+    write_qwen3_5,
+    write_qwen3_5_moe,
+    write_qwen3_5_with_eyes,
+    write_qwen3_moe,
+    write_qwen3_next,
+)
 from builders.models import Apart, load_quietly, smollm2
 from cortex_neuron.model.causal import CausalModel
+from cortex_neuron.model.config import DeltaSpec, ExpertsSpec
 from cortex_neuron.model.dense import Layer
 from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.rope import Rope
 from cortex_neuron.model.shard import Shard
-from cortex_neuron.model.spec import Step, footprint, kv_page_bytes, read_spec
+from cortex_neuron.model.spec import Step, footprint, kv_page_bytes, read_spec, state_slot_bytes
 from cortex_proto.errors import LoadFailedError
 
 
@@ -38,6 +49,75 @@ def test_the_spec_of_a_directory(tmp_path: Path) -> None:
     assert (spec.num_heads, spec.num_kv_heads, spec.head_dim) == (4, 2, 16)
     assert (spec.vocab_size, spec.context, spec.tied) == (512, 1024, False)
     assert spec.rope == Rope(5000.0)
+
+
+def test_the_spec_of_a_hybrid(tmp_path: Path) -> None:
+    spec = read_spec(write_qwen3_5(tmp_path))
+
+    linear = "linear_attention"
+    assert (spec.architecture, spec.centered_norms, spec.rotary_dim) == ("qwen3_5", True, 8)
+    assert spec.layer_types == (linear, linear, linear, "full_attention")
+    assert (spec.num_attention_layers, spec.num_delta_layers) == (1, 3)
+    assert spec.delta == DeltaSpec(num_k_heads=2, num_v_heads=4, k_dim=16, v_dim=24, num_taps=4)
+    assert not spec.experts.layers
+
+
+def test_a_text_model_inside_one_that_sees_has_the_spec_of_itself(tmp_path: Path) -> None:
+    alone = read_spec(write_qwen3_5(tmp_path / "alone"))
+
+    inside = read_spec(write_qwen3_5_with_eyes(tmp_path / "inside"))
+
+    assert inside == alone
+
+
+def test_what_a_config_leaves_out_is_as_its_architecture_has_it(tmp_path: Path) -> None:
+    written = read_spec(write_qwen3_next(tmp_path))
+
+    silent = dict.fromkeys(("layer_types", "norm_topk_prob", "mlp_only_layers", "decoder_sparse_step"))
+    old_rope = {"rope_parameters": None, "rope_theta": 10_000.0}
+    assert read_spec(_edit(tmp_path, **silent, **old_rope)) == written
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({}, ExpertsSpec(frozenset({0, 1, 2}), 8, 3, 48, 0, renormalises=False)),
+        ({"mlp_only_layers": [1]}, ExpertsSpec(frozenset({0, 2}), 8, 3, 48, 0, renormalises=False)),
+        ({"decoder_sparse_step": 2}, ExpertsSpec(frozenset({1}), 8, 3, 48, 0, renormalises=False)),
+        ({"norm_topk_prob": True}, ExpertsSpec(frozenset({0, 1, 2}), 8, 3, 48, 0, renormalises=True)),
+    ],
+    ids=str,
+)
+def test_the_layers_with_experts(tmp_path: Path, overrides: dict[str, Any], expected: ExpertsSpec) -> None:
+    assert read_spec(write_qwen3_moe(tmp_path, **overrides)).experts == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "because"),
+    [
+        ({"attn_output_gate": False}, "attention without an output gate is not supported"),
+        ({"linear_num_key_heads": 3}, "4 linear value heads cannot share 3 key heads"),
+        ({"layer_types": ["full_attention"]}, "layer_types names 1 layers, there are 4"),
+        ({"layer_types": ["mamba"] * 4}, "Invalid enum value 'mamba'"),
+        ({"num_experts_per_tok": 9}, "no more chosen experts than there are"),
+        ({"num_experts": None}, "num_experts and moe_intermediate_size are needed"),
+    ],
+    ids=str,
+)
+def test_a_hybrid_that_cannot_run_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], because: str
+) -> None:
+    path = _edit(write_qwen3_5_moe(tmp_path), **changes)
+
+    with pytest.raises(LoadFailedError, match=because):
+        read_spec(path)
+
+
+def test_a_wrapped_model_of_another_kind_is_not_taken_for_what_it_wraps(tmp_path: Path) -> None:
+    path = _edit(write_llama(tmp_path), model_type="llava", text_config={"model_type": "llama"})
+
+    with pytest.raises(LoadFailedError, match="model_type 'llava' is not supported"):
+        read_spec(path)
 
 
 def test_the_spec_of_a_gguf_file() -> None:
@@ -175,17 +255,30 @@ def test_reading_a_spec_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_footprint_covers_the_weights_that_are_held(tmp_path: Path, *, tied: bool) -> None:
-    path = write_llama(tmp_path, tie_word_embeddings=tied)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("write", "overrides"),
+    [
+        (write_llama, {}),
+        (write_llama, {"tie_word_embeddings": True}),
+        (write_qwen3_5, {"tie_word_embeddings": True}),
+        (write_qwen3_5_with_eyes, {}),
+        (write_qwen3_next, {}),
+    ],
+)
+def test_the_footprint_covers_the_weights_that_are_held(
+    tmp_path: Path, dtype: str, write: Callable[..., Path], overrides: dict[str, Any]
+) -> None:
+    path = write(tmp_path, **overrides)
     spec = read_spec(path)
-    model = load_quietly(path)
+    model = load_quietly(path, getattr(torch, dtype))
 
-    booked = footprint(spec, "float32")
+    booked = footprint(spec, dtype)
 
-    packed = sum(p.numel() for linear in model.linears() for p in [linear.form.packed])  # type: ignore[attr-defined]
-    assert booked.weight_bytes == 4 * (packed + sum(p.numel() for p in model.parameters()))
-    assert booked.total_bytes == booked.weight_bytes + booked.workspace_bytes + booked.process_bytes
+    packed = sum(linear.form.packed.nbytes for linear in model.linears())  # type: ignore[attr-defined]
+    assert booked.weight_bytes == packed + sum(p.nbytes for p in model.parameters())
+    parts = (booked.weight_bytes, booked.state_bytes, booked.workspace_bytes, booked.process_bytes)
+    assert booked.total_bytes == sum(parts)
 
 
 def test_a_gpu_holds_a_tied_table_once_and_no_process() -> None:
@@ -239,9 +332,21 @@ def test_a_bigger_step_needs_more_workspace() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_page_is_as_big_as_is_said(tmp_path: Path, dtype: str) -> None:
-    spec = read_spec(write_qwen3(tmp_path))
+@pytest.mark.parametrize("write", [write_qwen3, write_qwen3_5], ids=lambda w: w.__name__)
+def test_a_page_and_a_slot_are_as_big_as_is_said(
+    tmp_path: Path, dtype: str, write: Callable[..., Path]
+) -> None:
+    spec = read_spec(write(tmp_path))
 
-    kv = KvPool(spec, num_pages=5, dtype=getattr(torch, dtype))
+    kv = KvPool(spec, num_pages=5, num_slots=3, dtype=getattr(torch, dtype))
 
     assert 5 * kv_page_bytes(spec, dtype) == kv.k.nbytes + kv.v.nbytes
+    assert 3 * state_slot_bytes(spec, dtype) == kv.states.s.nbytes + kv.states.tails.nbytes
+
+
+def test_a_load_books_a_slot_for_each_row_one_more_and_the_snapshots(tmp_path: Path) -> None:
+    spec = read_spec(write_qwen3_5(tmp_path))
+
+    booked = footprint(spec, "float32", step=Step(max_batch=4))
+
+    assert booked.state_bytes == (4 + 1 + 2) * state_slot_bytes(spec, "float32")

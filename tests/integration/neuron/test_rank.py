@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import pytest
 import torch
@@ -24,7 +24,9 @@ from cortex_neuron.engine.messages import (
     frame,
     from_rank,
 )
-from cortex_neuron.engine.rank import Channel, Rank
+from cortex_neuron.engine.plan import Plan, PlanRow
+from cortex_neuron.engine.plan_channel import PlanReceiver, PlanSender
+from cortex_neuron.engine.rank import Channel, Rank, follow
 from cortex_neuron.engine.runner import Runner
 from cortex_neuron.engine.scheduler import Scheduler
 from cortex_neuron.model.batch import Batch
@@ -87,12 +89,15 @@ class Neuron:
 
 @asynccontextmanager
 async def serving(
-    model: CausalModel, device: str = "cpu", endings: Endings = (EOFError, ConnectionError)
+    model: CausalModel,
+    device: str = "cpu",
+    endings: Endings = (EOFError, ConnectionError),
+    plans: PlanSender | None = None,
 ) -> AsyncIterator[Neuron]:
     """Serve `model` until the end of the block; the loop must end with one of `endings`."""
     ours, theirs = socket.socketpair()
     runner = Runner(model, KvPool(model.spec, num_pages=64, dtype=torch.float32), torch.device(device))
-    rank = Rank(Channel(theirs), runner, Scheduler(limits(vocab_size=512, context=1024)))
+    rank = Rank(Channel(theirs), runner, Scheduler(limits(vocab_size=512, context=1024)), plans)
     with theirs:
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         loop = asyncio.create_task(asyncio.to_thread(serve, rank))
@@ -134,6 +139,33 @@ async def test_a_device_that_does_not_work_any_more_breaks_the_rank(model: Causa
         await neuron.until(lambda: any(isinstance(message, Broken) for message in neuron.heard))
 
     assert isinstance(neuron.ends()["a"], Refused)
+
+
+async def test_a_step_that_fails_on_the_leader_of_several_breaks_it(model: CausalModel) -> None:
+    ours, theirs = socket.socketpair()
+    with closing(PlanSender((ours,))) as plans, closing(PlanReceiver(theirs)) as follower:
+        async with serving(model, endings=(SystemExit,), plans=plans) as neuron:
+            neuron.send(ask("poisoned", 3, POISON))
+            await neuron.until(lambda: any(isinstance(message, Broken) for message in neuron.heard))
+
+        assert [row.tokens for row in follower.receive().rows] == [[3, POISON]]
+        assert neuron.events == []  # the neuron fails all requests, as ones that may be tried again
+
+
+def test_a_step_that_fails_on_a_follower_breaks_it(model: CausalModel) -> None:
+    runner = Runner(model, KvPool(model.spec, num_pages=4, dtype=torch.float32), torch.device("cpu"))
+    neuron, channel = socket.socketpair()
+    leader, orders = socket.socketpair()
+    with neuron, channel, closing(PlanSender((leader,))) as plans, closing(PlanReceiver(orders)) as receiver:
+        for token in (3, POISON):
+            plans.send(Plan((PlanRow(StreamId("a"), [token], 0, (1,), None),), 1))
+
+        with pytest.raises(SystemExit):
+            follow(Channel(channel), runner, receiver)
+
+        heard = [from_rank.decode(payload) for payload in Unframer().feed(neuron.recv(65536))]
+
+    assert heard == [Broken("a step failed: poisoned")]
 
 
 async def test_what_arrives_during_a_step_counts_before_the_next(model: CausalModel) -> None:

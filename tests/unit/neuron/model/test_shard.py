@@ -96,6 +96,14 @@ def test_fused_regions_cut_one_by_one_give_every_rank_its_own_heads(world: int) 
     assert {by_region(shard).whole for shard in ranks(world)} == {FUSED}
 
 
+def test_regions_lie_one_behind_the_other() -> None:
+    shard = Shard(1, 2)
+
+    cut = regions(shard.span(4), shard.span(4), shard.span(8))
+
+    assert cut == Cut(16, (range(2, 4), range(6, 8), range(12, 16)))
+
+
 def test_a_uniform_cut_of_fused_regions_is_as_long_and_wrong() -> None:
     whole = fused_product(by_region(Shard(0, 1)), Shard(0, 1))
 

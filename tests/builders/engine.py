@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from cortex_neuron.engine.choosing import Choosing
 from cortex_neuron.engine.messages import Ended, EngineRequest, Event, Sampled
 from cortex_neuron.engine.plan import Plan, PlanRow
 from cortex_neuron.engine.scheduler import Limits, Scheduler
@@ -15,7 +16,9 @@ VOCAB = 101
 
 
 def request(name: str = "a", tokens: Sequence[int] = (1, 2, 3), **fields: Any) -> EngineRequest:
-    return EngineRequest(StreamId(name), list(tokens), **fields)
+    """Fields of `Choosing` may stand beside those of the request."""
+    choosing = {key: fields.pop(key) for key in Choosing.__struct_fields__ if key in fields}
+    return EngineRequest(StreamId(name), list(tokens), choosing=Choosing(**choosing), **fields)
 
 
 def limits(**fields: Any) -> Limits:

@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from builders.checkpoints import write_llama
 from builders.engine import request
+from cortex_neuron.engine.choosing import Logprobs
 from cortex_neuron.engine.cluster import Cluster
 from cortex_neuron.engine.messages import Ended, EngineRequest, LoadOptions, Refused, Sampled, StepEvents
 from cortex_neuron.model.spec import kv_page_bytes, read_spec
@@ -38,6 +39,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.tokens: dict[str, list[int]] = defaultdict(list)
+        self.logprobs: dict[str, list[Logprobs]] = defaultdict(list)
         self.last: StepEvents | None = None
         self.preemptions = 0
         self.stages: list[str] = []
@@ -71,6 +73,7 @@ class Desk:
             match event:
                 case Sampled():
                     self.tokens[event.id] += event.tokens
+                    self.logprobs[event.id] += event.logprobs
                 case Ended() | Refused():
                     self._ends[event.id].set_result(event)
         self._changed.set()
@@ -171,6 +174,36 @@ async def test_a_seed_gives_the_same_answer_in_company_as_alone(desk: Desk) -> N
 
     assert seeded == lone
     await bounded(asyncio.gather(*company))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_settings_of_one_request_reach_the_sampler_and_not_its_neighbours(
+    desk: Desk, alone: list[list[int]]
+) -> None:
+    bias = ((77, 100.0), (78, 99.0))
+    plain = desk.submit(ask("plain", PROMPTS[1]))
+
+    biased = await desk.answer(ask("biased", PROMPTS[1], 2, logit_bias=bias, repetition_penalty=9.0))
+    stopped = await bounded(desk.submit(request("stopped", PROMPTS[1], logit_bias=bias, stop_ids=(77,))))
+
+    assert biased == [77, 78]  # a ninth is left of the 100 of the one that is there
+    assert isinstance(stopped, Ended)
+    assert (stopped.reason, stopped.output_tokens) == ("stop", 1)
+    await bounded(plain)
+    assert desk.tokens["plain"] == alone[1]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_logprobs_come_with_the_tokens_of_whoever_asks(desk: Desk, alone: list[list[int]]) -> None:
+    asked = await desk.answer(ask("asked", PROMPTS[1], logprobs=2))
+
+    told = desk.logprobs["asked"]
+    assert asked == alone[1]
+    assert [one.top[0] for one in told] == [
+        (token, one.chosen) for token, one in zip(asked, told, strict=True)
+    ]
+    assert all(len(one.top) == 2 and 0 > one.chosen > one.top[1][1] for one in told)
+    assert not desk.logprobs["alone-1"]
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -55,6 +55,12 @@ def test_a_plain_body_leaves_everything_else_to_the_model() -> None:
         ({"temperature": 2, "top_p": 1}, Sampling(temperature=2, top_p=1)),
         ({"top_k": 40, "seed": -(2**63)}, Sampling(top_k=40, seed=-(2**63))),
         ({"top_k": -1}, Sampling(top_k=0)),
+        ({"min_p": 0.1, "repetition_penalty": 1.5}, Sampling(min_p=0.1, repetition_penalty=1.5)),
+        (
+            {"presence_penalty": -2, "frequency_penalty": 2},
+            Sampling(presence_penalty=-2, frequency_penalty=2),
+        ),
+        ({"logit_bias": {"7": -100, "50256": 0.5}}, Sampling(logit_bias=((7, -100), (50256, 0.5)))),
         ({"temperature": None, "top_p": None, "top_k": None, "seed": None}, Sampling()),
     ],
 )
@@ -73,6 +79,8 @@ def test_sampling(fields: dict[str, Any], expected: Sampling) -> None:
         ({"stop": []}, Limits()),
         ({"stop": None, "max_tokens": None}, Limits()),
         ({"ignore_eos": True}, Limits(ignore_eos=True)),
+        ({"min_tokens": 3, "max_tokens": 3}, Limits(3, min_tokens=3)),
+        ({"stop_token_ids": [0, 7]}, Limits(stop_token_ids=(0, 7))),
     ],
 )
 def test_limits(fields: dict[str, Any], expected: Limits) -> None:
@@ -133,9 +141,6 @@ def test_a_field_that_asks_for_nothing_passes_in_silence(fields: dict[str, Any])
         ("response_format", {"type": "json_object"}),
         ("logprobs", True),
         ("top_logprobs", 3),
-        ("logit_bias", {"1": 5}),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -1),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x"}),
         ("functions", [{"name": "f"}]),
@@ -168,6 +173,18 @@ def test_what_is_not_honoured_is_refused_by_its_name(name: str, value: object) -
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": -2}, "top_k"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty"),
+        ({"logit_bias": {"7": 101}}, "logit_bias[...]"),
+        ({"logit_bias": {"seven": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 8, "max_tokens": 7}, "min_tokens"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"stop_token_ids": ["x"]}, "stop_token_ids[0]"),
         ({"seed": 2**63}, "seed"),
         ({"seed": 1.5}, "seed"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -216,9 +233,9 @@ def test_any_bytes_are_a_bad_request_at_worst(raw: bytes) -> None:
 
 
 def test_unknown_fields_pass_and_are_named() -> None:
-    request = asked(body(min_p=0.1, guided_json={}, reasoning_effort="low", user="u"))
+    request = asked(body(length_penalty=0.1, guided_json={}, reasoning_effort="low", user="u"))
 
-    assert request.ignored == ("guided_json", "min_p", "reasoning_effort")
+    assert request.ignored == ("guided_json", "length_penalty", "reasoning_effort")
 
 
 def test_a_name_that_cannot_stand_in_a_header_is_left_out() -> None:

@@ -116,10 +116,10 @@ class Rank:
 
     def _compute(self, plan: Plan) -> list[Event]:
         try:
-            sampled = self._runner.step(plan)
+            sampled, logprobs = self._runner.step(plan)
         except Exception as error:  # noqa: BLE001  # whatever it was, it must not take the other requests along
             return self._fail(plan, error)
-        return self._scheduler.commit(plan, sampled, time.monotonic())
+        return self._scheduler.commit(plan, sampled, time.monotonic(), logprobs)
 
     def _fail(self, plan: Plan, error: Exception) -> list[Event]:
         """Fail the requests of a step; go on with the others if the device still works."""

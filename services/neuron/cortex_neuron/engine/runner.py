@@ -3,10 +3,12 @@
 from typing import Self
 
 import torch
+from torch import Tensor
 
+from cortex_neuron.engine.choosing import Logprobs
 from cortex_neuron.engine.messages import LoadOptions
 from cortex_neuron.engine.plan import Plan
-from cortex_neuron.engine.sample import sample
+from cortex_neuron.engine.sample import logprobs, sample
 from cortex_neuron.model.batch import Batch
 from cortex_neuron.model.causal import CausalModel
 from cortex_neuron.model.checkpoint import OnProgress
@@ -14,6 +16,7 @@ from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.load import load
 from cortex_neuron.model.spec import PAGE, ModelSpec, kv_page_bytes
 from cortex_proto.errors import LoadFailedError
+from cortex_proto.ids import StreamId
 
 
 class Runner:
@@ -41,13 +44,15 @@ class Runner:
         runner.warm_up()
         return runner
 
-    def step(self, plan: Plan) -> list[int]:
-        """Run `plan`; returns one token for each of its rows that draws, in order."""
+    def step(self, plan: Plan) -> tuple[list[int], dict[StreamId, Logprobs]]:
+        """Run `plan`; returns one token for each of its rows that draws, in order, and logprobs if asked."""
         rows = plan.rows
         batch = Batch.of([(row.tokens, row.past, row.pages) for row in rows], self._device)
         logits_RV = self._model(batch, self._kv)
         draws = [row.draw for row in rows if row.draw is not None]
-        return sample(logits_RV[: len(draws)], draws)
+        logits_RV = logits_RV[: len(draws)]
+        sampled = sample(logits_RV, draws)
+        return sampled, _logprobs(plan, logits_RV, sampled)
 
     def warm_up(self) -> None:
         """Compute one token in the first page, before anybody has it: what does not work fails here."""
@@ -60,6 +65,21 @@ class Runner:
             RuntimeError: it does not work any more; on CUDA an illegal access is never forgotten.
         """
         torch.zeros(1, device=self._device).item()
+
+
+def _logprobs(plan: Plan, logits_RV: Tensor, sampled: list[int]) -> dict[StreamId, Logprobs]:
+    """Gather the logprobs of those rows that ask for them."""
+    drawing = (row for row in plan.rows if row.draw is not None)
+    asking = [
+        (place, row.id, count)
+        for place, row in enumerate(drawing)
+        if row.draw is not None and (count := row.draw.choosing.logprobs) is not None
+    ]
+    if not asking:
+        return {}
+    places, ids, counts = zip(*asking, strict=True)
+    told = logprobs(logits_RV[list(places)], [sampled[place] for place in places], counts)
+    return dict(zip(ids, told, strict=True))
 
 
 def num_pages_of(spec: ModelSpec, options: LoadOptions) -> int:

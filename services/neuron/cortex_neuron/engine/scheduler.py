@@ -11,15 +11,18 @@ fits into the pages alone, so there is always progress.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cortex_neuron.engine.cache import Pages
-from cortex_neuron.engine.messages import Ended, EndReason, EngineRequest, Event, Sampled
+from cortex_neuron.engine.choosing import Constraint, Counts, Logprobs
+from cortex_neuron.engine.messages import Ended, EndReason, EngineRequest, Event, Refused, Sampled
 from cortex_neuron.engine.plan import Draw, Plan, PlanRow
 from cortex_neuron.model.spec import PAGE
-from cortex_proto.errors import BadRequestError, BusyError, ContextLengthError
+from cortex_proto.errors import BadRequestError, BusyError, ContextLengthError, EngineError, to_wire
 from cortex_proto.ids import StreamId
+
+_NO_LOGPROBS: Mapping[StreamId, Logprobs] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,11 @@ class _Generation:
     seed: int
     max_output: int
     submitted_s: float
+    constraint: Constraint | None = None
     tokens: list[int] = field(init=False)
     """The prompt and everything sampled since."""
+    counts: Counts | None = field(init=False)
+    """Only for a request with penalties."""
     computed: int = 0
     """So many of `tokens` are in the cache."""
     pages: tuple[int, ...] = ()
@@ -55,6 +61,7 @@ class _Generation:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.tokens)
+        self.counts = Counts(self.tokens) if self.request.choosing.penalises else None
 
     @property
     def num_output(self) -> int:
@@ -64,6 +71,20 @@ class _Generation:
     def pending(self) -> int:
         """Tokens to compute before the next one can be sampled; 1 means decoding."""
         return len(self.tokens) - self.computed
+
+    def end_ids(self, eos_ids: frozenset[int]) -> frozenset[int]:
+        """Say which tokens end this answer."""
+        request = self.request
+        if not request.stop_ids:
+            return frozenset() if request.ignore_eos else eos_ids
+        return frozenset(request.stop_ids) | (frozenset() if request.ignore_eos else eos_ids)
+
+    def draw(self, eos_ids: frozenset[int]) -> Draw:
+        """Say how the next token is chosen; what a grammar allows is not barred as well."""
+        index = self.num_output
+        is_early = index < self.request.min_tokens and self.constraint is None
+        barred = tuple(sorted(self.end_ids(eos_ids))) if is_early else ()
+        return Draw(self.request.choosing, self.seed, index, self.counts, barred, self.constraint)
 
     def ended(self, reason: EndReason, now_s: float) -> Ended:
         """Give the last event; a phase that was not reached took no time."""
@@ -107,13 +128,15 @@ class Scheduler:
         """Pages that nobody holds."""
         return self._pages.free
 
-    def submit(self, request: EngineRequest, *, seed: int, now_s: float) -> None:
-        """Queue `request`; `seed` stands in where it brings none.
+    def submit(
+        self, request: EngineRequest, *, seed: int, now_s: float, constraint: Constraint | None = None
+    ) -> None:
+        """Queue `request`; `seed` stands in where it brings none, and `constraint` is that of its grammar.
 
         Raises:
             BusyError: too many wait already.
             ContextLengthError: the prompt leaves no room for an answer.
-            BadRequestError: an empty prompt, a token the model does not have, an id in use.
+            BadRequestError: an empty prompt, a token that the model does not have, an id in use.
         """
         limits = self._limits
         if len(self._waiting) >= limits.max_waiting:
@@ -125,15 +148,13 @@ class Scheduler:
                 f"However, your messages resulted in {num_prompt} tokens.",
                 param="messages",
             )
-        if not request.tokens or min(request.tokens) < 0 or max(request.tokens) >= limits.vocab_size:
-            raise BadRequestError(f"the prompt must be 1 or more tokens from 0 to {limits.vocab_size - 1}")
+        _check_tokens(request, limits.vocab_size)
         if request.id in self._by_id:
             raise BadRequestError(f"{request.id} is in use already")
         room = limits.context - num_prompt
         max_output = room if request.max_tokens is None else min(request.max_tokens, room)
-        generation = _Generation(
-            request, request.seed if request.seed is not None else seed, max_output, now_s
-        )
+        seed = seed if request.seed is None else request.seed
+        generation = _Generation(request, seed, max_output, now_s, constraint)
         self._by_id[request.id] = generation
         self._waiting.append(generation)
 
@@ -155,20 +176,29 @@ class Scheduler:
     def plan(self, now_s: float) -> Plan:
         """Choose what the next step computes; no rows if there is nothing to do."""
         preempted: list[StreamId] = []
-        rows = [_row(g, 1) for g in self._decoding(preempted)]
+        rows = [self._row(g, 1) for g in self._decoding(preempted)]
         num_decoding = len(rows)
         budget = self._limits.prefill_tokens
         for generation in self._running:
             if budget and generation.pending > 1:
-                rows.append(_row(generation, budget))
+                rows.append(self._row(generation, budget))
                 budget -= len(rows[-1].tokens)
         while not (blocked := self._obstacle(budget)) and self._waiting:
-            rows.append(_row(self._admit(now_s), budget))
+            rows.append(self._row(self._admit(now_s), budget))
             budget -= len(rows[-1].tokens)
         return Plan(tuple(rows), num_decoding, tuple(preempted), blocked)
 
-    def commit(self, plan: Plan, sampled: Sequence[int], now_s: float) -> list[Event]:
-        """Take in what the step gave: one token for each row of `plan` that draws, in order."""
+    def commit(
+        self,
+        plan: Plan,
+        sampled: Sequence[int],
+        now_s: float,
+        logprobs: Mapping[StreamId, Logprobs] = _NO_LOGPROBS,
+    ) -> list[Event]:
+        """Take in what the step gave: one token for each row of `plan` that draws, in order.
+
+        `logprobs` are those of these tokens, for the requests that asked for them.
+        """
         events: list[Event] = []
         draws = iter(sampled)
         for row in plan.rows:
@@ -178,7 +208,8 @@ class Scheduler:
                 continue
             generation.computed = row.past + len(row.tokens)
             if token is not None:
-                self._append(generation, token, now_s, events)
+                told = (logprobs[row.id],) if row.id in logprobs else ()
+                events += self._append(generation, Sampled(row.id, [token], told), now_s)
         return events
 
     def _decoding(self, preempted: list[StreamId]) -> Iterator[_Generation]:
@@ -232,21 +263,41 @@ class Scheduler:
         self._running.append(generation)
         return generation
 
-    def _append(self, generation: _Generation, token: int, now_s: float, events: list[Event]) -> None:
+    def _append(self, generation: _Generation, sampled: Sampled, now_s: float) -> list[Event]:
         """Add a token, and end the request if it was the last."""
-        request = generation.request
+        request, constraint = generation.request, generation.constraint
+        [token] = sampled.tokens
         generation.tokens.append(token)
         generation.last_s = now_s
         if generation.first_s is None:
             generation.first_s = now_s
-        if token in self._limits.eos_ids and not request.ignore_eos:
-            self._leave(generation)
-            events.append(generation.ended("stop", now_s))
-            return
-        events.append(Sampled(request.id, [token]))
+        if token in generation.end_ids(self._limits.eos_ids):
+            return [self._end(generation, "stop", now_s)]
+        if generation.counts is not None:
+            generation.counts.add(token)
+        if constraint is not None:
+            constraint.advance(token)
+            if constraint.fault:
+                self._leave(generation)
+                return [Refused(request.id, to_wire(EngineError(constraint.fault)))]
+            if constraint.is_over:
+                return [sampled, self._end(generation, "stop", now_s)]
         if generation.num_output >= generation.max_output:
-            self._leave(generation)
-            events.append(generation.ended("length", now_s))
+            return [sampled, self._end(generation, "length", now_s)]
+        return [sampled]
+
+    def _end(self, generation: _Generation, reason: EndReason, now_s: float) -> Ended:
+        self._leave(generation)
+        return generation.ended(reason, now_s)
+
+    def _row(self, generation: _Generation, budget: int) -> PlanRow:
+        """Plan the next tokens of a request, `budget` of them at most; it draws if none is left over."""
+        request = generation.request
+        tokens = generation.tokens[generation.computed : generation.computed + budget]
+        draw = None
+        if len(tokens) == generation.pending:
+            draw = generation.draw(self._limits.eos_ids)
+        return PlanRow(request.id, tokens, generation.computed, generation.pages, draw)
 
     def _leave(self, generation: _Generation) -> None:
         del self._by_id[generation.request.id]
@@ -257,14 +308,22 @@ class Scheduler:
             self._waiting.remove(generation)
 
 
-def _row(generation: _Generation, budget: int) -> PlanRow:
-    """Plan the next tokens of a request, `budget` of them at most; it draws if none is left over."""
-    request = generation.request
-    tokens = generation.tokens[generation.computed : generation.computed + budget]
-    if len(tokens) < generation.pending:
-        return PlanRow(request.id, tokens, generation.computed, generation.pages, None)
-    draw = Draw(request.temperature, request.top_p, request.top_k, generation.seed, generation.num_output)
-    return PlanRow(request.id, tokens, generation.computed, generation.pages, draw)
+def _check_tokens(request: EngineRequest, vocab_size: int) -> None:
+    """Make sure that the model has all tokens that `request` names.
+
+    Raises:
+        BadRequestError: it has not, or the prompt is empty.
+    """
+    if not request.tokens:
+        raise BadRequestError("the prompt is empty")
+    named = {
+        "the prompt": request.tokens,
+        "logit_bias": [token for token, _ in request.choosing.logit_bias],
+        "stop_token_ids": request.stop_ids,
+    }
+    for where, tokens in named.items():
+        if tokens and not (min(tokens) >= 0 and max(tokens) < vocab_size):
+            raise BadRequestError(f"{where}: this model has the tokens 0 to {vocab_size - 1}", where)
 
 
 def _num_pages(generation: _Generation) -> int:

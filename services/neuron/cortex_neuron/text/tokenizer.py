@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ class Defaults:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,8 @@ class TextCodec:
 
     def sampling(self, asked: Sampling) -> Defaults:
         """Fill in what the request leaves open."""
-        return Defaults(
-            temperature=self.defaults.temperature if asked.temperature is None else asked.temperature,
-            top_p=self.defaults.top_p if asked.top_p is None else asked.top_p,
-            top_k=self.defaults.top_k if asked.top_k is None else asked.top_k,
-        )
+        said = {name: getattr(asked, name) for name in Defaults.__slots__}
+        return replace(self.defaults, **{name: value for name, value in said.items() if value is not None})
 
     def _render(self, chat: Chat) -> str:
         if self.template is None:
@@ -120,5 +119,5 @@ def _special_tokens(config: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def _defaults(config: Mapping[str, Any]) -> Defaults:
-    known = {name: config[name] for name in ("temperature", "top_p", "top_k") if config.get(name) is not None}
+    known = {name: config[name] for name in Defaults.__slots__ if config.get(name) is not None}
     return Defaults(**known)

@@ -151,7 +151,9 @@ class Serving:
             request = await asyncio.to_thread(replica.request, generate)
             if stream.ended_s is not None:
                 return
-            stream.begin(replica.codec.answer(request.tokens, generate.limits.stop), self._clock())
+            answer = replica.codec.answer(request.tokens, generate.limits.stop)
+            asks = generate.sampling.logprobs is not None
+            stream.begin(answer, self._clock(), replica.codec.ledger(request.tokens) if asks else None)
             replica.cluster.submit(request)
         except CortexError as error:
             self._fail_if_live(stream, error)
@@ -162,7 +164,7 @@ class Serving:
     def _frames(self, replica: Replica, stream: Stream, event: Event) -> tuple[Frame, ...]:
         match event:
             case Sampled():
-                frames = stream.sampled(event.tokens)
+                frames = stream.sampled(event.tokens, event.logprobs)
                 if stream.is_stopped:
                     replica.cluster.cancel(stream.id)
                 return frames

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cortex_neuron.engine.choosing import Logprobs
 from cortex_neuron.engine.messages import Ended
 from cortex_proto.errors import Failed
 from cortex_proto.generation import (
@@ -19,6 +20,7 @@ from cortex_proto.generation import (
     Generate,
     Lease,
     LeaseHeld,
+    Logprob,
     TextDelta,
     Timing,
     Usage,
@@ -44,6 +46,22 @@ class Writing(Protocol):
         """Return what was held back."""
 
 
+class Telling(Protocol):
+    """The logprobs of an answer: `text.logprobs.Ledger`."""
+
+    def take(self, tokens: Sequence[int], told: Sequence[Logprobs]) -> None:
+        """Take in tokens."""
+
+    def close(self) -> None:
+        """No more tokens come."""
+
+    def release(self, text: str) -> tuple[Logprob, ...]:
+        """Give those of the tokens that end in `text`, which is sent now."""
+
+    def rest(self, *, is_stopped: bool) -> tuple[Logprob, ...]:
+        """Give those that are left at the end of the text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How long streams live; parameters, so that tests need not wait."""
@@ -65,6 +83,7 @@ class Stream:
         self.ended_s: float | None = None
         self._numbering = Numbering(generate.stream)
         self._answer: Writing | None = None
+        self._ledger: Telling | None = None
         self._prepared_s = 0.0
         self._num_output = 0
 
@@ -82,24 +101,32 @@ class Stream:
         """Make the first frame."""
         return self._numbering.frame(Accepted(node))
 
-    def begin(self, answer: Writing, now_s: float) -> None:
-        """The prompt has been turned into tokens; `answer` will turn tokens into text."""
+    def begin(self, answer: Writing, now_s: float, ledger: Telling | None = None) -> None:
+        """The prompt has been turned into tokens; `answer` will turn tokens into text.
+
+        `ledger` is for those who want to know how likely the tokens were.
+        """
         self._answer = answer
+        self._ledger = ledger
         self._prepared_s = now_s - self.opened_s
 
-    def sampled(self, tokens: Sequence[int]) -> tuple[Frame, ...]:
+    def sampled(self, tokens: Sequence[int], told: Sequence[Logprobs] = ()) -> tuple[Frame, ...]:
         """Make frames of the next tokens: none while text is held back, and none after a stop string."""
         assert self._answer is not None
         if self._answer.stop is not None:
             return ()
         self._num_output += len(tokens)
+        if self._ledger is not None:
+            self._ledger.take(tokens, told)
         return self._text(self._answer.take(tokens))
 
     def finished(self, ended: Ended) -> tuple[Frame, ...]:
         """Make the last frames: the text that was held back, and `Finished`."""
         assert self._answer is not None
         was_stopped = self._answer.stop is not None
-        frames = self._text(self._answer.finish())
+        if self._ledger is not None:
+            self._ledger.close()
+        frames = self._text(self._answer.finish(), is_last=True)
         num_output = self._num_output if was_stopped else ended.output_tokens
         reason: FinishReason = "length" if ended.reason == "length" and not self.is_stopped else "stop"
         finished = Finished(
@@ -115,8 +142,12 @@ class Stream:
         """Make the last frame of a stream that did not end well."""
         return self._numbering.frame(failed)
 
-    def _text(self, text: str) -> tuple[Frame, ...]:
-        return (self._numbering.frame(TextDelta(text)),) if text else ()
+    def _text(self, text: str, *, is_last: bool = False) -> tuple[Frame, ...]:
+        logprobs: tuple[Logprob, ...] = ()
+        if self._ledger is not None:
+            logprobs = self._ledger.release(text) if text else ()
+            logprobs += self._ledger.rest(is_stopped=self.is_stopped) if is_last else ()
+        return (self._numbering.frame(TextDelta(text, logprobs)),) if text or logprobs else ()
 
 
 class Streams:

@@ -7,7 +7,7 @@ from builders.neuron import CONTEXT, NODE, Gateway, MakeGateway, Start, Watch
 from cortex_neuron.streams import Limits
 from cortex_proto.errors import BadRequestError, ContextLengthError, Failed, UnavailableError
 from cortex_proto.fleet import Ready
-from cortex_proto.generation import Accepted, Chat, ChatTurn, Finished, Text, TextDelta
+from cortex_proto.generation import Accepted, Chat, ChatTurn, Finished, Sampling, Text, TextDelta
 from cortex_proto.generation import Limits as StopLimits
 from cortex_proto.ids import ModelId
 
@@ -54,6 +54,19 @@ async def test_an_answer_comes_whole_and_in_order(start: Start, make_gateway: Ma
 
     any_text, _ = await said(gateway, to=None, limits=SHORT)
     assert any_text == text
+
+
+async def test_logprobs_are_told_of_the_whole_text(start: Start, make_gateway: MakeGateway) -> None:
+    await ready(start)
+    gateway = await make_gateway()
+
+    stream = await gateway.generate(TINY, sampling=Sampling(temperature=0, logprobs=2), limits=SHORT)
+    pieces = [d for d in await gateway.deltas_of(stream, until=Finished) if isinstance(d, TextDelta)]
+
+    told = [one for piece in pieces for one in piece.logprobs]
+    assert len(told) == 12
+    assert b"".join(bytes(one.chosen.bytes) for one in told).decode() == "".join(p.text for p in pieces)
+    assert all(one.top[0].logprob == one.chosen.logprob > one.top[1].logprob for one in told)
 
 
 async def test_two_gateways_get_their_own_frames(start: Start, make_gateway: MakeGateway) -> None:

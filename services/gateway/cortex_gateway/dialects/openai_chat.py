@@ -83,6 +83,8 @@ class ChatBody(msgspec.Struct, frozen=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=_MAX_BIASED)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=_MAX_COUNT)] | None = None
@@ -124,8 +126,6 @@ _NOT_YET: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
@@ -149,6 +149,8 @@ def read(raw: bytes, request: RequestId, gateway: InstanceId) -> ChatRequest:
         raise BadRequestError("stream_options goes with stream = true", "stream_options")
     if body.min_tokens and body.min_tokens > (_max_tokens(body) or _MAX_COUNT):
         raise BadRequestError("'min_tokens' is more than the limit of tokens", "min_tokens")
+    if body.top_logprobs and not body.logprobs:
+        raise BadRequestError("top_logprobs goes with logprobs = true", "top_logprobs")
     return ChatRequest(
         _generate(body, request, gateway),
         stream=bool(body.stream),
@@ -216,6 +218,7 @@ def _sampling(body: ChatBody) -> Sampling:
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         logit_bias=tuple((body.logit_bias or {}).items()),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
 
 

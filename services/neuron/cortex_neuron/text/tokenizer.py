@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from cortex_neuron.text.answer import Answer
+from cortex_neuron.text.logprobs import Ledger
 from cortex_neuron.text.template import Template
 from cortex_proto.errors import BadRequestError, LoadFailedError
 from cortex_proto.generation import Chat, Prompt, Sampling, Text
@@ -51,6 +52,10 @@ class TextCodec:
     def answer(self, prompt: Sequence[int], stops: Iterable[str]) -> Answer:
         """Begin to write an answer to the tokens `prompt`."""
         return Answer(self.tokenizer, prompt, stops)
+
+    def ledger(self, prompt: Sequence[int]) -> Ledger:
+        """Begin to keep the logprobs of an answer to the tokens `prompt`."""
+        return Ledger(self.tokenizer, prompt)
 
     def sampling(self, asked: Sampling) -> Defaults:
         """Fill in what the request leaves open."""

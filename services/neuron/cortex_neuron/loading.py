@@ -113,6 +113,7 @@ def _load_options(plan: Plan, kv_bytes: int, options: settings.Neuron) -> LoadOp
         max_waiting=options.max_waiting,
         prefill_tokens=options.prefill_tokens,
         threads=options.threads or _num_cores(),
+        tokenizer=conversion.place(plan.path, conversion.cache_dir()) / "tokenizer.json",
     )
 
 

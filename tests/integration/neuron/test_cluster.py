@@ -1,6 +1,7 @@
 """A cluster on a tiny random model: batching changes no answer, and nothing survives its end."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -15,11 +16,13 @@ import pytest_asyncio
 
 from builders.checkpoints import write_llama
 from builders.engine import request
+from builders.tokenizers import byte_tokenizer
 from cortex_neuron.engine.choosing import Logprobs
 from cortex_neuron.engine.cluster import Cluster
 from cortex_neuron.engine.messages import Ended, EngineRequest, LoadOptions, Refused, Sampled, StepEvents
 from cortex_neuron.model.spec import kv_page_bytes, read_spec
 from cortex_proto.errors import EngineError, LoadFailedError
+from cortex_proto.generation import JsonSchema
 from cortex_proto.ids import StreamId
 
 T = TypeVar("T")
@@ -96,8 +99,11 @@ def ask(name: str, prompt: list[int], count: int = COUNT, **fields: Any) -> Engi
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> LoadOptions:
+    path = write_llama(tmp_path_factory.mktemp("llama"))
+    byte_tokenizer().save(str(path / "tokenizer.json"))
     return LoadOptions(
-        path=write_llama(tmp_path_factory.mktemp("llama")),
+        path=path,
+        tokenizer=path / "tokenizer.json",
         device="cpu",
         dtype="float32",
         kv_bytes=64 * 2**20,
@@ -204,6 +210,24 @@ async def test_logprobs_come_with_the_tokens_of_whoever_asks(desk: Desk, alone: 
     ]
     assert all(len(one.top) == 2 and 0 > one.chosen > one.top[1][1] for one in told)
     assert not desk.logprobs["alone-1"]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_grammar_binds_its_request_and_not_its_neighbours(desk: Desk, alone: list[list[int]]) -> None:
+    plain = desk.submit(ask("free", PROMPTS[2]))
+    grammar = JsonSchema('{"type": "array", "items": {"type": "boolean"}, "minItems": 3, "maxItems": 3}')
+
+    fields = {"grammar": grammar, "temperature": 1.0, "seed": 3}
+    first, again = [await desk.answer(ask(f"bound-{n}", PROMPTS[2], 300, **fields)) for n in range(2)]
+    refused = await bounded(desk.submit(ask("unbound", PROMPTS[2], grammar=JsonSchema('{"type": "robot"}'))))
+
+    assert len(json.loads(byte_tokenizer().decode(first))) == 3
+    assert again == first
+    assert isinstance(refused, Refused)
+    assert refused.error.code == "invalid_request"
+    assert "robot" in refused.error.message
+    await bounded(plain)
+    assert desk.tokens["free"] == alone[2]
 
 
 @pytest.mark.asyncio(loop_scope="module")

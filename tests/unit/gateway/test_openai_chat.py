@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cortex_gateway.dialects.openai_chat import ChatRequest, read
 from cortex_proto.errors import BadRequestError
-from cortex_proto.generation import Chat, ChatTurn, Generate, Limits, Sampling, ToolCall
+from cortex_proto.generation import Chat, ChatTurn, Generate, JsonSchema, Limits, Sampling, ToolCall
 from cortex_proto.ids import InstanceId, ModelId, RequestId, StreamId
 
 HELLO = {"role": "user", "content": "hello"}
@@ -61,12 +61,17 @@ def test_a_plain_body_leaves_everything_else_to_the_model() -> None:
             Sampling(presence_penalty=-2, frequency_penalty=2),
         ),
         ({"logit_bias": {"7": -100, "50256": 0.5}}, Sampling(logit_bias=((7, -100), (50256, 0.5)))),
+        ({"response_format": {"type": "text"}}, Sampling()),
+        ({"response_format": {"type": "json_object"}}, Sampling(grammar=JsonSchema('{"type":"object"}'))),
+        ({"response_format": {"type": "json_schema",
+                              "json_schema": {"name": "x", "strict": True, "schema": {"b": 1, "a": [None]}}}},
+         Sampling(grammar=JsonSchema('{"b":1,"a":[null]}'))),
         ({"logprobs": True}, Sampling(logprobs=0)),
         ({"logprobs": True, "top_logprobs": 20}, Sampling(logprobs=20)),
         ({"logprobs": False, "top_logprobs": None}, Sampling()),
         ({"temperature": None, "top_p": None, "top_k": None, "seed": None}, Sampling()),
     ],
-)
+)  # fmt: skip
 def test_sampling(fields: dict[str, Any], expected: Sampling) -> None:
     assert asked(body(**fields)).generate.sampling == expected
 
@@ -141,7 +146,6 @@ def test_a_field_that_asks_for_nothing_passes_in_silence(fields: dict[str, Any])
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("tool_choice", {"type": "function", "function": {"name": "f"}}),
-        ("response_format", {"type": "json_object"}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x"}),
         ("functions", [{"name": "f"}]),
@@ -174,6 +178,13 @@ def test_what_is_not_honoured_is_refused_by_its_name(name: str, value: object) -
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": -2}, "top_k"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+         "response_format.json_schema.schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": "y"}}},
+         "response_format.json_schema.schema"),
         ({"logprobs": 5}, "logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),

@@ -13,7 +13,17 @@ import msgspec
 from msgspec import Meta
 
 from cortex_proto.errors import BadRequestError
-from cortex_proto.generation import Chat, ChatTurn, Generate, Limits, Role, Sampling, ToolCall
+from cortex_proto.generation import (
+    Chat,
+    ChatTurn,
+    Generate,
+    Grammar,
+    JsonSchema,
+    Limits,
+    Role,
+    Sampling,
+    ToolCall,
+)
 from cortex_proto.ids import InstanceId, ModelId, RequestId, stream_id
 
 _MAX_COUNT = 2**31
@@ -66,6 +76,22 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
+class NamedSchema(msgspec.Struct, frozen=True):
+    """A JSON schema; `strict` or not, it binds."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    schema: dict[str, Any]
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    """What the answer has to look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+
 class ChatBody(msgspec.Struct, frozen=True):
     """The body of `POST /v1/chat/completions`; null means absent."""
 
@@ -83,6 +109,7 @@ class ChatBody(msgspec.Struct, frozen=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=_MAX_BIASED)] | None = None
+    response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -125,7 +152,6 @@ _NOT_YET: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
@@ -219,7 +245,20 @@ def _sampling(body: ChatBody) -> Sampling:
         frequency_penalty=body.frequency_penalty or 0.0,
         logit_bias=tuple((body.logit_bias or {}).items()),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=None if body.response_format is None else _grammar(body.response_format),
     )
+
+
+def _grammar(asked: ResponseFormat) -> Grammar | None:
+    match asked.type:
+        case "text":
+            return None
+        case "json_object":
+            return JsonSchema('{"type":"object"}')
+        case "json_schema":
+            if asked.json_schema is None:
+                raise BadRequestError("json_schema is missing", "response_format.json_schema")
+            return JsonSchema(msgspec.json.encode(asked.json_schema.schema).decode())
 
 
 def _limits(body: ChatBody) -> Limits:

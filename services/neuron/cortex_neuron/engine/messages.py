@@ -40,6 +40,8 @@ class LoadOptions:
     """Prompt tokens computed in one step at most."""
     threads: int
     """Of each rank on the CPU."""
+    tokenizer: Path | None = None
+    """Its tokenizer.json, which need not be there before a grammar comes; None: no grammars."""
 
 
 class EngineRequest(Message, frozen=True):

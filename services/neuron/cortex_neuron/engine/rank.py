@@ -16,6 +16,7 @@ import torch
 
 from cortex_kit import logs, settings
 from cortex_kit.tether import tether_to_parent
+from cortex_neuron.engine.grammar import Grammars
 from cortex_neuron.engine.messages import (
     Broken,
     CancelRequest,
@@ -175,7 +176,13 @@ def run(channel: Channel, options: LoadOptions) -> None:
     gc.freeze()  # the model stays to the end: never look through it again
     channel.send(Ready(context=limits.context, vocab_size=limits.vocab_size, pages=limits.num_pages))
     with torch.inference_mode():
-        Rank(channel, runner, Scheduler(limits)).serve()
+        Rank(channel, runner, _scheduler(limits, options)).serve()
+
+
+def _scheduler(limits: Limits, options: LoadOptions) -> Scheduler:
+    if options.tokenizer is None:
+        return Scheduler(limits)
+    return Scheduler(limits, Grammars(options.tokenizer, limits.eos_ids).bind)
 
 
 def _as_load_failure(error: Exception, options: LoadOptions) -> CortexError:

@@ -11,7 +11,7 @@ fits into the pages alone, so there is always progress.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cortex_neuron.engine.cache import Pages
@@ -20,8 +20,11 @@ from cortex_neuron.engine.messages import Ended, EndReason, EngineRequest, Event
 from cortex_neuron.engine.plan import Draw, Plan, PlanRow
 from cortex_neuron.model.spec import PAGE
 from cortex_proto.errors import BadRequestError, BusyError, ContextLengthError, EngineError, to_wire
+from cortex_proto.generation import Grammar
 from cortex_proto.ids import StreamId
 
+Bind = Callable[[Grammar], Constraint]
+"""Begins an answer that a grammar binds: `Grammars.bind`."""
 _NO_LOGPROBS: Mapping[StreamId, Logprobs] = {}
 
 
@@ -102,12 +105,19 @@ class _Generation:
         )
 
 
+def _no_grammars(_: Grammar) -> Constraint:
+    raise BadRequestError(
+        "response_format: this model has no tokenizer file, so nothing can bind its answers"
+    )
+
+
 class Scheduler:
     """Owns the requests of one engine and their pages. Knows neither tensors nor clocks."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, bind: Bind = _no_grammars) -> None:
         assert limits.context <= limits.num_pages * PAGE
         self._limits = limits
+        self._bind = bind
         self._pages = Pages(limits.num_pages)
         self._running: list[_Generation] = []
         self._waiting: deque[_Generation] = deque()
@@ -128,15 +138,14 @@ class Scheduler:
         """Pages that nobody holds."""
         return self._pages.free
 
-    def submit(
-        self, request: EngineRequest, *, seed: int, now_s: float, constraint: Constraint | None = None
-    ) -> None:
-        """Queue `request`; `seed` stands in where it brings none, and `constraint` is that of its grammar.
+    def submit(self, request: EngineRequest, *, seed: int, now_s: float) -> None:
+        """Queue `request`; `seed` stands in where it brings none.
 
         Raises:
             BusyError: too many wait already.
             ContextLengthError: the prompt leaves no room for an answer.
-            BadRequestError: an empty prompt, a token that the model does not have, an id in use.
+            BadRequestError: an empty prompt, a token that the model does not have, an id in use,
+                a grammar that cannot be used.
         """
         limits = self._limits
         if len(self._waiting) >= limits.max_waiting:
@@ -154,6 +163,8 @@ class Scheduler:
         room = limits.context - num_prompt
         max_output = room if request.max_tokens is None else min(request.max_tokens, room)
         seed = seed if request.seed is None else request.seed
+        grammar = request.choosing.grammar
+        constraint = None if grammar is None else self._bind(grammar)
         generation = _Generation(request, seed, max_output, now_s, constraint)
         self._by_id[request.id] = generation
         self._waiting.append(generation)
@@ -279,7 +290,8 @@ class Scheduler:
             constraint.advance(token)
             if constraint.fault:
                 self._leave(generation)
-                return [Refused(request.id, to_wire(EngineError(constraint.fault)))]
+                fault = EngineError(f"the answer cannot go on in its grammar: {constraint.fault}")
+                return [Refused(request.id, to_wire(fault))]
             if constraint.is_over:
                 return [sampled, self._end(generation, "stop", now_s)]
         if generation.num_output >= generation.max_output:

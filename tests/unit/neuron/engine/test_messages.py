@@ -68,6 +68,6 @@ def test_an_absurd_length_is_refused() -> None:
 
 
 def test_options_survive_the_command_line() -> None:
-    options = LoadOptions(Path("/models/a b.gguf"), "cuda:0", "bfloat16", 2**40, 32, 128, 256, 4)
+    options = LoadOptions(Path("/models/a b.gguf"), "cuda:0", "bfloat16", 2**40, 32, 128, 256, 4, Path("/t"))
 
     assert read_options(write_options(options)) == options

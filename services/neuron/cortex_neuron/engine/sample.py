@@ -95,7 +95,8 @@ def _draw_among(logits_RV: Tensor, draws: Sequence[Draw], num_candidates: int) -
     sums_RC = (scaled_RC - norm_R1).double().exp().cumsum(dim=-1)
 
     last_R1 = (sums_RC < top_p_R1).sum(dim=-1, keepdim=True)  # of the nucleus; num_candidates: beyond them
-    last_R1 = last_R1.minimum(_last_likely(scaled_RC, min_p_R1))
+    if any(draw.choosing.min_p or draw.is_adjusted for draw in draws):  # else it changes nothing
+        last_R1 = last_R1.minimum(_last_likely(scaled_RC, min_p_R1))
     total_R1 = torch.where(are_all_R1, sums_RC[:, -1:], 1.0)
     reached_R1 = last_R1 < num_candidates
     mass_R1 = torch.where(reached_R1, sums_RC.gather(1, last_R1.clamp(max=num_candidates - 1)), total_R1)

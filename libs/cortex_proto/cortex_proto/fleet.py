@@ -78,6 +78,8 @@ class Unloaded(Message, frozen=True):
 
 
 ReplicaState = Loading | Ready | Draining | LoadRefused | Unloaded
+Status = Literal["loading", "loaded", "draining", "refused", "unloaded"]
+"""A replica's state in one word, as people and their tools see it."""
 
 
 class Replica(Message, frozen=True):
@@ -87,6 +89,21 @@ class Replica(Message, frozen=True):
     node: NodeId
     state: ReplicaState
     shares: tuple[Share, ...] = ()
+
+    @property
+    def status(self) -> Status:
+        """Its state in one word."""
+        match self.state:
+            case Loading():
+                return "loading"
+            case Ready():
+                return "loaded"
+            case Draining():
+                return "draining"
+            case LoadRefused():
+                return "refused"
+            case Unloaded():
+                return "unloaded"
 
     @property
     def bytes(self) -> int:

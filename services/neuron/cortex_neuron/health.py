@@ -74,7 +74,7 @@ def _state(device: Device, reading: Reading | None) -> dict[str, Any]:
 
 
 def _busyness(replica: Replica) -> dict[str, Any]:
-    about = {"id": replica.model, "status": _status(replica)}
+    about = {"id": replica.model, "status": replica.status}
     match replica.state:
         case Ready(running=running, waiting=waiting, max_waiting=max_waiting, idle_s=idle_s):
             return {
@@ -121,24 +121,10 @@ def _model(replica: Replica) -> dict[str, Any]:
     context = replica.state.context if isinstance(replica.state, Ready) else None
     return {
         "id": replica.model,
-        "status": _status(replica),
+        "status": replica.status,
         "detail": msgspec.to_builtins(replica.state),
         "devices": [share.device for share in replica.shares],
         "memory_bytes": replica.bytes,
         "memory_mib": replica.bytes // MIB,
         "limit": {"context": context},
     }
-
-
-def _status(replica: Replica) -> str:
-    match replica.state:
-        case Ready():
-            return "loaded"
-        case Loading():
-            return "loading"
-        case Draining():
-            return "draining"
-        case LoadRefused():
-            return "refused"
-        case Unloaded():
-            return "unloaded"

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from cortex_proto.catalogue import Catalogue, Cost, Limit, Model
 from cortex_proto.errors import ModelUnknownError
-from cortex_proto.fleet import Draining, Loading, LoadRefused, Ready, Replica, ReplicaState
+from cortex_proto.fleet import Ready, Replica, Status
 from cortex_proto.ids import ModelId, NodeId
 
 
@@ -17,7 +17,7 @@ class Location(msgspec.Struct, frozen=True):
     """One replica."""
 
     node: NodeId
-    status: Literal["loaded", "loading", "draining", "refused", "unloaded"]
+    status: Status
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,22 +78,9 @@ class Models:
             id=name,
             created=self.created_s,
             loaded=bool(contexts),
-            locations=tuple(Location(r.node, _status(r.state)) for r in replicas),
+            locations=tuple(Location(r.node, r.status) for r in replicas),
             max_model_len=min(contexts, default=model.limit.context) or UNSET,
             limit=model.limit if model.limit != Limit() else UNSET,
             cost=model.cost or UNSET,
             capabilities=model.capabilities or UNSET,
         )
-
-
-def _status(state: ReplicaState) -> Literal["loaded", "loading", "draining", "refused", "unloaded"]:
-    match state:
-        case Ready():
-            return "loaded"
-        case Loading():
-            return "loading"
-        case Draining():
-            return "draining"
-        case LoadRefused():
-            return "refused"
-    return "unloaded"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from builders.engine import request
+from cortex_neuron.engine.choosing import Logprobs
 from cortex_neuron.engine.cluster import Cluster
 from cortex_neuron.engine.messages import Ended, EngineRequest, LoadOptions, Refused, Sampled, StepEvents
 
@@ -28,6 +29,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.tokens: dict[str, list[int]] = defaultdict(list)
+        self.logprobs: dict[str, list[Logprobs]] = defaultdict(list)
         self.last: StepEvents | None = None
         self.preemptions = 0
         self.stages: list[str] = []
@@ -61,6 +63,7 @@ class Desk:
             match event:
                 case Sampled():
                     self.tokens[event.id] += event.tokens
+                    self.logprobs[event.id] += event.logprobs
                 case Ended() | Refused():
                     self._ends[event.id].set_result(event)
         self._changed.set()

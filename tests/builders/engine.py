@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cortex_neuron.engine.choosing import Choosing
 from cortex_neuron.engine.messages import Ended, EngineRequest, Event, LoadOptions, Sampled
 from cortex_neuron.engine.plan import Plan, PlanRow
 from cortex_neuron.engine.scheduler import Limits, Scheduler
@@ -16,7 +17,9 @@ VOCAB = 101
 
 
 def request(name: str = "a", tokens: Sequence[int] = (1, 2, 3), **fields: Any) -> EngineRequest:
-    return EngineRequest(StreamId(name), list(tokens), **fields)
+    """Fields of `Choosing` may stand beside those of the request."""
+    choosing = {key: fields.pop(key) for key in Choosing.__struct_fields__ if key in fields}
+    return EngineRequest(StreamId(name), list(tokens), choosing=Choosing(**choosing), **fields)
 
 
 def load_options(path: Path, **fields: Any) -> LoadOptions:

@@ -4,6 +4,7 @@ The files in transcripts/ are the contract, byte for byte, as sent. To write tho
 this module as a script; change one that exists only on purpose.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from cortex_proto.generation import (
     Accepted,
     Delta,
     Finished,
+    Likely,
+    Logprob,
     ReasoningDelta,
     TextDelta,
     Timing,
@@ -34,6 +37,21 @@ DELTAS: dict[str, tuple[Delta, ...]] = {
         TextDelta("Gr\u00fc\u00dfe, "),
         TextDelta('\u4f60\u597d \U0001f600 "quoted"\n'),
         Finished("stop", Usage(12, 6, cached_tokens=4), TIMING, "digest", stop="END"),
+    ),
+    "logprobs": (
+        TextDelta(
+            "\u00fc",
+            (
+                Logprob(
+                    Likely("\ufffd", (195,), -0.5),
+                    (Likely("\ufffd", (195,), -0.5), Likely("u", (117,), -1.0)),
+                ),
+                Logprob(Likely("\ufffd", (188,), -0.125), (Likely("\ufffd", (188,), -0.125),)),
+            ),
+        ),
+        TextDelta("x"),
+        TextDelta("y", (Logprob(Likely("xy", (120, 121), -math.inf)),)),
+        Finished("stop", Usage(3, 3), TIMING, "digest"),
     ),
     "cut": (TextDelta("once upon"), Finished("length", Usage(3, 2), TIMING, "digest")),
     "thinking": (

@@ -66,6 +66,21 @@ class Text(Message, frozen=True):
 Prompt = Chat | Text
 
 
+class JsonSchema(Message, frozen=True):
+    """The answer is to be JSON that this schema, itself JSON text, allows."""
+
+    schema: str
+
+
+class Regex(Message, frozen=True):
+    """The answer as a whole is to match this pattern, in the syntax of Rust's regex crate."""
+
+    pattern: str
+
+
+Grammar = JsonSchema | Regex
+
+
 class Sampling(Message, frozen=True):
     """How to choose the next token. `None` leaves the choice to the model's own defaults."""
 
@@ -75,6 +90,19 @@ class Sampling(Message, frozen=True):
     top_k: int | None = None
     """0 keeps all."""
     seed: int | None = None
+    min_p: float | None = None
+    """Tokens less likely than this share of the likeliest are left out; 0 keeps all."""
+    repetition_penalty: float | None = None
+    """Logits of tokens in prompt or answer are divided by it if positive, else multiplied; 1 is none."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that is in the answer."""
+    frequency_penalty: float = 0.0
+    """Taken off the logit of a token for each time that it is in the answer."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, each once, and what is added to their logits."""
+    logprobs: int | None = None
+    """Tell how likely each token was, and so many of the likeliest beside it; None: do not."""
+    grammar: Grammar | None = None
 
 
 class Limits(Message, frozen=True):
@@ -86,6 +114,10 @@ class Limits(Message, frozen=True):
     """The text ends before the first match, also of one that spans tokens."""
     ignore_eos: bool = False
     """Go on past the end-of-sequence token; for benchmarks."""
+    min_tokens: int = 0
+    """No end-of-sequence token and none of `stop_token_ids` comes before so many; a grammar goes first."""
+    stop_token_ids: tuple[int, ...] = ()
+    """These tokens end the answer too, and are no part of it."""
 
 
 class Generate(Message, frozen=True):
@@ -108,10 +140,29 @@ class Accepted(Message, frozen=True):
     node: NodeId
 
 
+class Likely(msgspec.Struct, frozen=True, array_like=True):
+    """A token and the natural logarithm of its probability, before any setting of the request."""
+
+    token: str
+    bytes: tuple[int, ...]
+    """Its UTF-8, which may begin or end inside a character; empty for a special token."""
+    logprob: float
+
+
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
+    """How likely a token of the answer was, and what was likely in its place; an array, as `Frame` is."""
+
+    chosen: Likely
+    top: tuple[Likely, ...] = ()
+    """The likeliest first; the chosen one may be among them."""
+
+
 class TextDelta(Message, frozen=True):
-    """The next piece of the answer, never empty."""
+    """The next piece of the answer; empty only if it brings `logprobs` of tokens without text."""
 
     text: str
+    logprobs: tuple[Logprob, ...] = ()
+    """Of the tokens whose text ends in this piece, if asked for; their bytes join to the whole text."""
 
 
 class ReasoningDelta(Message, frozen=True):

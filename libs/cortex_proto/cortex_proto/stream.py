@@ -24,7 +24,7 @@ class Digest:
     """A rolling blake2s of what a stream says: text, reasoning and tool-call pieces, in order.
 
     Each piece goes in as its fields, each with its length in bytes before it (`1:t5:Hello`), so that
-    no two different answers are the same bytes.
+    no two different answers are the same bytes. Logprobs are not covered: they are about the text.
     """
 
     def __init__(self) -> None:

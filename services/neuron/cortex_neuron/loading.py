@@ -142,6 +142,7 @@ def _engine_options(plan: Plan, kv_bytes: int, options: settings.Neuron) -> Load
         max_waiting=options.max_waiting,
         prefill_tokens=options.prefill_tokens,
         threads=options.threads or max(1, _num_cores() // len(plan.devices)),
+        tokenizer=conversion.place(plan.path, conversion.cache_dir()) / "tokenizer.json",
     )
 
 

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+from cortex_neuron.engine.choosing import Choosing
 from cortex_neuron.engine.cluster import Cluster
 from cortex_neuron.engine.messages import EngineRequest
 from cortex_neuron.text.tokenizer import TextCodec
 from cortex_proto.catalogue import Model
 from cortex_proto.errors import BadRequestError, ContextLengthError
-from cortex_proto.generation import Generate
+from cortex_proto.generation import Generate, Sampling
 
 
 @dataclass(slots=True)
@@ -47,16 +48,31 @@ class Replica:
                 f"this model's maximum context length is {self.context} tokens: a prompt may have {longest}, "
                 f"and this one has {len(tokens)}"
             )
-        sampling = self.codec.sampling(generate.sampling)
+        limits = generate.limits
         return EngineRequest(
             id=generate.stream,
             tokens=tokens,
-            max_tokens=self._max_tokens(generate.limits.max_tokens, len(tokens)),
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
+            max_tokens=self._max_tokens(limits.max_tokens, len(tokens)),
+            choosing=self._choosing(generate.sampling),
             seed=generate.sampling.seed,
-            ignore_eos=generate.limits.ignore_eos,
+            ignore_eos=limits.ignore_eos,
+            min_tokens=limits.min_tokens,
+            stop_ids=limits.stop_token_ids,
+        )
+
+    def _choosing(self, asked: Sampling) -> Choosing:
+        settled = self.codec.sampling(asked)
+        return Choosing(
+            logprobs=asked.logprobs,
+            grammar=asked.grammar,
+            logit_bias=asked.logit_bias,
+            repetition_penalty=settled.repetition_penalty,
+            presence_penalty=asked.presence_penalty,
+            frequency_penalty=asked.frequency_penalty,
+            temperature=settled.temperature,
+            top_k=settled.top_k,
+            top_p=settled.top_p,
+            min_p=settled.min_p,
         )
 
     def _max_tokens(self, asked: int | None, num_prompt: int) -> int:

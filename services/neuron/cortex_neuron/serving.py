@@ -151,7 +151,10 @@ class Serving:
             request = await asyncio.to_thread(replica.request, generate)
             if stream.ended_s is not None:
                 return
-            stream.begin(replica.codec.answer(generate, request.tokens), self._clock())
+            answer = replica.codec.answer(generate, request.tokens)
+            asks = generate.sampling.logprobs is not None
+            ledger = replica.codec.ledger(generate, request.tokens) if asks else None
+            stream.begin(answer, self._clock(), ledger)
             replica.cluster.submit(request)
         except CortexError as error:
             self._fail_if_live(stream, error)
@@ -162,7 +165,7 @@ class Serving:
     def _frames(self, replica: Replica, stream: Stream, event: Event) -> tuple[Frame, ...]:
         match event:
             case Sampled():
-                frames = stream.sampled(event.tokens)
+                frames = stream.sampled(event.tokens, event.logprobs)
                 if stream.is_stopped:
                     replica.cluster.cancel(stream.id)
                 return frames

@@ -4,10 +4,11 @@ A stream that has ended stays known for a while, so that a lease can still tell 
 many frames there were, and a lost tail is noticed.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cortex_neuron.engine.choosing import Logprobs
 from cortex_neuron.engine.messages import Ended
 from cortex_proto.errors import Failed
 from cortex_proto.generation import (
@@ -20,6 +21,9 @@ from cortex_proto.generation import (
     Generate,
     Lease,
     LeaseHeld,
+    Logprob,
+    ReasoningDelta,
+    TextDelta,
     Timing,
     Usage,
 )
@@ -56,6 +60,22 @@ class Writing(Protocol):
         """Return what was held back."""
 
 
+class Telling(Protocol):
+    """The logprobs of an answer: `text.logprobs.Ledger`."""
+
+    def take(self, tokens: Sequence[int], told: Sequence[Logprobs]) -> None:
+        """Take in tokens."""
+
+    def close(self) -> None:
+        """No more tokens come."""
+
+    def release(self, text: str) -> tuple[Logprob, ...]:
+        """Give those of the tokens that end in `text`, which is sent now."""
+
+    def rest(self, *, is_stopped: bool) -> tuple[Logprob, ...]:
+        """Give those that are left at the end of the text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How long streams live; parameters, so that tests need not wait."""
@@ -77,6 +97,7 @@ class Stream:
         self.ended_s: float | None = None
         self._numbering = Numbering(generate.stream)
         self._answer: Writing | None = None
+        self._ledger: Telling | None = None
         self._prepared_s = 0.0
         self._num_output = 0
 
@@ -94,24 +115,32 @@ class Stream:
         """Make the first frame."""
         return self._numbering.frame(Accepted(node))
 
-    def begin(self, answer: Writing, now_s: float) -> None:
-        """The prompt has been turned into tokens; `answer` will turn tokens into text."""
+    def begin(self, answer: Writing, now_s: float, ledger: Telling | None = None) -> None:
+        """The prompt has been turned into tokens; `answer` will turn tokens into text.
+
+        `ledger` is for those who want to know how likely the tokens were.
+        """
         self._answer = answer
+        self._ledger = ledger
         self._prepared_s = now_s - self.opened_s
 
-    def sampled(self, tokens: Sequence[int]) -> tuple[Frame, ...]:
+    def sampled(self, tokens: Sequence[int], told: Sequence[Logprobs] = ()) -> tuple[Frame, ...]:
         """Make frames of the next tokens: none while text is held back, and none once the answer is over."""
         assert self._answer is not None
         if self._answer.is_over:
             return ()
         self._num_output += len(tokens)
+        if self._ledger is not None:
+            self._ledger.take(tokens, told)
         return self._framed(self._answer.take(tokens))
 
     def finished(self, ended: Ended) -> tuple[Frame, ...]:
         """Make the last frames: what was held back, and `Finished`."""
         assert self._answer is not None
         was_over = self._answer.is_over
-        frames = self._framed(self._answer.finish())
+        if self._ledger is not None:
+            self._ledger.close()
+        frames = self._framed(self._answer.finish(), is_last=True)
         num_output = self._num_output if was_over else ended.output_tokens
         finished = Finished(
             reason=_reason(self._answer, ended),
@@ -126,8 +155,24 @@ class Stream:
         """Make the last frame of a stream that did not end well."""
         return self._numbering.frame(failed)
 
-    def _framed(self, deltas: Iterable[AnswerDelta]) -> tuple[Frame, ...]:
+    def _framed(self, deltas: Iterable[AnswerDelta], *, is_last: bool = False) -> tuple[Frame, ...]:
+        if self._ledger is not None:
+            deltas = self._told(self._ledger, deltas, is_last=is_last)
         return tuple(self._numbering.frame(delta) for delta in deltas)
+
+    def _told(
+        self, ledger: Telling, deltas: Iterable[AnswerDelta], *, is_last: bool
+    ) -> Iterator[AnswerDelta]:
+        """Add the logprobs of the tokens that end in each text; those of thoughts are not told."""
+        for delta in deltas:
+            if isinstance(delta, TextDelta):
+                yield TextDelta(delta.text, ledger.release(delta.text))
+                continue
+            if isinstance(delta, ReasoningDelta):
+                ledger.release(delta.text)
+            yield delta
+        if is_last and (rest := ledger.rest(is_stopped=self.is_stopped)):
+            yield TextDelta("", rest)
 
 
 def _reason(answer: Writing, ended: Ended) -> FinishReason:

@@ -1,6 +1,7 @@
 """A cluster on a tiny random model: batching changes no answer, and nothing survives its end."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -13,15 +14,20 @@ import pytest_asyncio
 
 from builders.checkpoints import write_llama
 from builders.clusters import COUNT, PROMPTS, Desk, ask, bounded, is_alive, tiny
+from builders.engine import request
+from builders.tokenizers import byte_tokenizer
 from cortex_neuron.engine.messages import Ended, LoadOptions, Refused
 from cortex_neuron.model.spec import kv_page_bytes, read_spec
 from cortex_proto.errors import LoadFailedError, NodeLostError
+from cortex_proto.generation import JsonSchema
 from cortex_proto.ids import StreamId
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> LoadOptions:
-    return tiny(write_llama(tmp_path_factory.mktemp("llama")))
+    path = write_llama(tmp_path_factory.mktemp("llama"))
+    byte_tokenizer().save(str(path / "tokenizer.json"))
+    return replace(tiny(path), tokenizer=path / "tokenizer.json")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -90,6 +96,54 @@ async def test_a_seed_gives_the_same_answer_in_company_as_alone(desk: Desk) -> N
 
     assert seeded == lone
     await bounded(asyncio.gather(*company))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_settings_of_one_request_reach_the_sampler_and_not_its_neighbours(
+    desk: Desk, alone: list[list[int]]
+) -> None:
+    bias = ((77, 100.0), (78, 99.0))
+    plain = desk.submit(ask("plain", PROMPTS[1]))
+
+    biased = await desk.answer(ask("biased", PROMPTS[1], 2, logit_bias=bias, repetition_penalty=9.0))
+    stopped = await bounded(desk.submit(request("stopped", PROMPTS[1], logit_bias=bias, stop_ids=(77,))))
+
+    assert biased == [77, 78]  # a ninth is left of the 100 of the one that is there
+    assert isinstance(stopped, Ended)
+    assert (stopped.reason, stopped.output_tokens) == ("stop", 1)
+    await bounded(plain)
+    assert desk.tokens["plain"] == alone[1]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_logprobs_come_with_the_tokens_of_whoever_asks(desk: Desk, alone: list[list[int]]) -> None:
+    asked = await desk.answer(ask("asked", PROMPTS[1], logprobs=2))
+
+    told = desk.logprobs["asked"]
+    assert asked == alone[1]
+    assert [one.top[0] for one in told] == [
+        (token, one.chosen) for token, one in zip(asked, told, strict=True)
+    ]
+    assert all(len(one.top) == 2 and 0 > one.chosen > one.top[1][1] for one in told)
+    assert not desk.logprobs["alone-1"]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_grammar_binds_its_request_and_not_its_neighbours(desk: Desk, alone: list[list[int]]) -> None:
+    plain = desk.submit(ask("free", PROMPTS[2]))
+    grammar = JsonSchema('{"type": "array", "items": {"type": "boolean"}, "minItems": 3, "maxItems": 3}')
+
+    fields = {"grammar": grammar, "temperature": 1.0, "seed": 3}
+    first, again = [await desk.answer(ask(f"bound-{n}", PROMPTS[2], 300, **fields)) for n in range(2)]
+    refused = await bounded(desk.submit(ask("unbound", PROMPTS[2], grammar=JsonSchema('{"type": "robot"}'))))
+
+    assert len(json.loads(byte_tokenizer().decode(first))) == 3
+    assert again == first
+    assert isinstance(refused, Refused)
+    assert refused.error.code == "invalid_request"
+    assert "robot" in refused.error.message
+    await bounded(plain)
+    assert desk.tokens["free"] == alone[2]
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -1,13 +1,25 @@
 """Requests against a loaded model, over the bus."""
 
 import asyncio
+import json
 from typing import Any
 
 from builders.neuron import CONTEXT, NODE, Gateway, MakeGateway, Start, Watch
 from cortex_neuron.streams import Limits
 from cortex_proto.errors import BadRequestError, ContextLengthError, Failed, UnavailableError
 from cortex_proto.fleet import Ready
-from cortex_proto.generation import Accepted, Chat, ChatTurn, Finished, ReasoningDelta, Text, TextDelta, Tool
+from cortex_proto.generation import (
+    Accepted,
+    Chat,
+    ChatTurn,
+    Finished,
+    JsonSchema,
+    ReasoningDelta,
+    Sampling,
+    Text,
+    TextDelta,
+    Tool,
+)
 from cortex_proto.generation import Limits as StopLimits
 from cortex_proto.ids import ModelId
 
@@ -74,6 +86,31 @@ async def test_thoughts_and_tools_go_with_the_template(start: Start, make_gatewa
     assert isinstance(last, Finished)
     assert (last.reason, last.usage.reasoning_tokens) == ("length", 12)
     assert with_tool.usage.prompt_tokens > usual.usage.prompt_tokens
+
+
+async def test_logprobs_are_told_of_the_whole_text(start: Start, make_gateway: MakeGateway) -> None:
+    await ready(start)
+    gateway = await make_gateway()
+
+    stream = await gateway.generate(TINY, sampling=Sampling(temperature=0, logprobs=2), limits=SHORT)
+    pieces = [d for d in await gateway.deltas_of(stream, until=Finished) if isinstance(d, TextDelta)]
+
+    told = [one for piece in pieces for one in piece.logprobs]
+    assert len(told) == 12
+    assert b"".join(bytes(one.chosen.bytes) for one in told).decode() == "".join(p.text for p in pieces)
+    assert all(one.top[0].logprob == one.chosen.logprob > one.top[1].logprob for one in told)
+
+
+async def test_an_answer_is_bound_to_its_schema(start: Start, make_gateway: MakeGateway) -> None:
+    await ready(start)
+    gateway = await make_gateway()
+    properties = {"a": {"enum": [1, 22]}}
+    schema = {"type": "object", "properties": properties, "required": ["a"], "additionalProperties": False}
+
+    text, last = await said(gateway, sampling=Sampling(temperature=1, grammar=JsonSchema(json.dumps(schema))))
+
+    assert json.loads(text)["a"] in (1, 22)
+    assert last.reason == "stop"
 
 
 async def test_two_gateways_get_their_own_frames(start: Start, make_gateway: MakeGateway) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cortex_gateway.dialects.openai_chat import ChatRequest, read
 from cortex_proto.errors import BadRequestError
-from cortex_proto.generation import Chat, ChatTurn, Generate, Limits, Sampling, Tool, ToolCall
+from cortex_proto.generation import Chat, ChatTurn, Generate, JsonSchema, Limits, Sampling, Tool, ToolCall
 from cortex_proto.ids import InstanceId, ModelId, RequestId, StreamId
 
 HELLO = {"role": "user", "content": "hello"}
@@ -55,9 +55,23 @@ def test_a_plain_body_leaves_everything_else_to_the_model() -> None:
         ({"temperature": 2, "top_p": 1}, Sampling(temperature=2, top_p=1)),
         ({"top_k": 40, "seed": -(2**63)}, Sampling(top_k=40, seed=-(2**63))),
         ({"top_k": -1}, Sampling(top_k=0)),
+        ({"min_p": 0.1, "repetition_penalty": 1.5}, Sampling(min_p=0.1, repetition_penalty=1.5)),
+        (
+            {"presence_penalty": -2, "frequency_penalty": 2},
+            Sampling(presence_penalty=-2, frequency_penalty=2),
+        ),
+        ({"logit_bias": {"7": -100, "50256": 0.5}}, Sampling(logit_bias=((7, -100), (50256, 0.5)))),
+        ({"response_format": {"type": "text"}}, Sampling()),
+        ({"response_format": {"type": "json_object"}}, Sampling(grammar=JsonSchema('{"type":"object"}'))),
+        ({"response_format": {"type": "json_schema",
+                              "json_schema": {"name": "x", "strict": True, "schema": {"b": 1, "a": [None]}}}},
+         Sampling(grammar=JsonSchema('{"b":1,"a":[null]}'))),
+        ({"logprobs": True}, Sampling(logprobs=0)),
+        ({"logprobs": True, "top_logprobs": 20}, Sampling(logprobs=20)),
+        ({"logprobs": False, "top_logprobs": None}, Sampling()),
         ({"temperature": None, "top_p": None, "top_k": None, "seed": None}, Sampling()),
     ],
-)
+)  # fmt: skip
 def test_sampling(fields: dict[str, Any], expected: Sampling) -> None:
     assert asked(body(**fields)).generate.sampling == expected
 
@@ -73,6 +87,8 @@ def test_sampling(fields: dict[str, Any], expected: Sampling) -> None:
         ({"stop": []}, Limits()),
         ({"stop": None, "max_tokens": None}, Limits()),
         ({"ignore_eos": True}, Limits(ignore_eos=True)),
+        ({"min_tokens": 3, "max_tokens": 3}, Limits(3, min_tokens=3)),
+        ({"stop_token_ids": [0, 7]}, Limits(stop_token_ids=(0, 7))),
     ],
 )
 def test_limits(fields: dict[str, Any], expected: Limits) -> None:
@@ -188,12 +204,6 @@ def test_a_field_that_asks_for_nothing_passes_in_silence(fields: dict[str, Any])
         ("n", 2),
         ("tool_choice", "required"),
         ("tool_choice", {"type": "function", "function": {"name": "f"}}),
-        ("response_format", {"type": "json_object"}),
-        ("logprobs", True),
-        ("top_logprobs", 3),
-        ("logit_bias", {"1": 5}),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -1),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x"}),
         ("functions", [{"name": "f"}]),
@@ -226,6 +236,28 @@ def test_what_is_not_honoured_is_refused_by_its_name(name: str, value: object) -
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": -2}, "top_k"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+         "response_format.json_schema.schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": "y"}}},
+         "response_format.json_schema.schema"),
+        ({"logprobs": 5}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty"),
+        ({"logit_bias": {"7": 101}}, "logit_bias[...]"),
+        ({"logit_bias": {"seven": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 8, "max_tokens": 7}, "min_tokens"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"stop_token_ids": ["x"]}, "stop_token_ids[0]"),
         ({"seed": 2**63}, "seed"),
         ({"seed": 1.5}, "seed"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -274,9 +306,9 @@ def test_any_bytes_are_a_bad_request_at_worst(raw: bytes) -> None:
 
 
 def test_unknown_fields_pass_and_are_named() -> None:
-    request = asked(body(min_p=0.1, guided_json={}, reasoning_effort="low", user="u"))
+    request = asked(body(length_penalty=0.1, guided_json={}, reasoning_effort="low", user="u"))
 
-    assert request.ignored == ("guided_json", "min_p", "reasoning_effort")
+    assert request.ignored == ("guided_json", "length_penalty", "reasoning_effort")
 
 
 def test_a_name_that_cannot_stand_in_a_header_is_left_out() -> None:

@@ -16,11 +16,15 @@ from cortex_proto.generation import (
     Delta,
     Finished,
     FinishReason,
+    Logprob,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
 )
 from cortex_proto.ids import RequestId
+
+_LEAST_LOGPROB = -9999.0
+"""Stands for what JSON cannot say, the logarithm of nothing."""
 
 
 class CachedTokens(msgspec.Struct, frozen=True):
@@ -71,12 +75,36 @@ class ChunkDelta(msgspec.Struct, frozen=True):
     tool_calls: tuple[ToolCallPiece, ...] | UnsetType = UNSET
 
 
+class TopLogprob(msgspec.Struct, frozen=True):
+    """A token, and how likely it was."""
+
+    token: str
+    logprob: float
+    bytes: tuple[int, ...]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token of the answer, and what was likely in its place."""
+
+    token: str
+    logprob: float
+    bytes: tuple[int, ...]
+    top_logprobs: tuple[TopLogprob, ...]
+
+
+class ChoiceLogprobs(msgspec.Struct, frozen=True):
+    """Of the tokens of a choice or a chunk."""
+
+    content: tuple[TokenLogprob, ...]
+    refusal: None = None
+
+
 class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The one choice of a chunk."""
 
     index: int = 0
     delta: ChunkDelta
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
 
 
@@ -122,7 +150,7 @@ class AnswerChoice(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int = 0
     message: AnswerMessage
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None
 
 
@@ -158,8 +186,8 @@ class ChunkStream:
                 return
             case Failed():
                 raise from_wire(delta)
-            case TextDelta(text=text):
-                yield from self._piece(ChunkDelta(content=text))
+            case TextDelta(text=text, logprobs=logprobs):
+                yield from self._piece(ChunkDelta(content=text), logprobs=_logprobs(logprobs))
             case ReasoningDelta(text=text):
                 yield from self._piece(ChunkDelta(reasoning_content=text, reasoning=text))
             case ToolCallDelta():
@@ -171,12 +199,17 @@ class ChunkStream:
             case never:
                 assert_never(never)
 
-    def _piece(self, delta: ChunkDelta, reason: FinishReason | None = None) -> Iterator[Chunk]:
+    def _piece(
+        self,
+        delta: ChunkDelta,
+        reason: FinishReason | None = None,
+        logprobs: ChoiceLogprobs | None = None,
+    ) -> Iterator[Chunk]:
         usage = None if self._include_usage else UNSET
         if not self._begun:
             self._begun = True
             yield self._chunk((ChunkChoice(delta=ChunkDelta(role="assistant", content="")),), usage)
-        yield self._chunk((ChunkChoice(delta=delta, finish_reason=reason),), usage)
+        yield self._chunk((ChunkChoice(delta=delta, logprobs=logprobs, finish_reason=reason),), usage)
 
     def _chunk(self, choices: tuple[ChunkChoice, ...], usage: Usage | UnsetType | None) -> Chunk:
         return Chunk(id=self._id, created=self._created_s, model=self._model, choices=choices, usage=usage)
@@ -198,9 +231,25 @@ def whole(chunks: Sequence[Chunk]) -> Completion:
         reasoning=thoughts,
         tool_calls=calls or UNSET,
     )
-    choice = AnswerChoice(message=message, finish_reason=reason)
+    told = tuple(token for choice in choices if choice.logprobs for token in choice.logprobs.content)
+    logprobs = ChoiceLogprobs(told) if told else None
+    choice = AnswerChoice(message=message, logprobs=logprobs, finish_reason=reason)
     last = chunks[-1]
     return Completion(id=last.id, created=last.created, model=last.model, choices=(choice,), usage=last.usage)
+
+
+def _logprobs(told: Sequence[Logprob]) -> ChoiceLogprobs | None:
+    content = tuple(
+        TokenLogprob(
+            chosen.token,
+            max(chosen.logprob, _LEAST_LOGPROB),
+            chosen.bytes,
+            tuple(TopLogprob(t.token, max(t.logprob, _LEAST_LOGPROB), t.bytes) for t in one.top),
+        )
+        for one in told
+        for chosen in (one.chosen,)
+    )
+    return ChoiceLogprobs(content) if content else None
 
 
 def _tool_call_piece(delta: ToolCallDelta) -> ToolCallPiece:

@@ -14,15 +14,29 @@ from msgspec import Meta
 
 from cortex_gateway.dialects.openai_tools import FunctionTool, ToolChoice, json_text, offered
 from cortex_proto.errors import BadRequestError
-from cortex_proto.generation import Chat, ChatTurn, Generate, Limits, Role, Sampling, ToolCall
+from cortex_proto.generation import (
+    Chat,
+    ChatTurn,
+    Generate,
+    Grammar,
+    JsonSchema,
+    Limits,
+    Role,
+    Sampling,
+    ToolCall,
+)
 from cortex_proto.ids import InstanceId, ModelId, RequestId, stream_id
 
 _MAX_COUNT = 2**31
 _MAX_NAMED = 32
+_MAX_BIASED = 1024
 
 T = TypeVar("T")
 Count = Annotated[int, Meta(ge=1, le=_MAX_COUNT)]
 StopString = Annotated[str, Meta(min_length=1)]
+TokenId = Annotated[int, Meta(ge=0, le=_MAX_COUNT)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -66,6 +80,22 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
+class NamedSchema(msgspec.Struct, frozen=True):
+    """A JSON schema; `strict` or not, it binds."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    schema: dict[str, Any]
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    """What the answer has to look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+
 class ChatBody(msgspec.Struct, frozen=True):
     """The body of `POST /v1/chat/completions`; null means absent."""
 
@@ -80,6 +110,16 @@ class ChatBody(msgspec.Struct, frozen=True):
     stop: StopString | Annotated[tuple[StopString, ...], Meta(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=_MAX_BIASED)] | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=_MAX_COUNT)] | None = None
+    stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=128)] | None = None
     ignore_eos: bool | None = None
     tools: tuple[FunctionTool, ...] | None = None
     tool_choice: ToolChoice | None = None
@@ -117,12 +157,6 @@ _NOT_YET: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
@@ -144,6 +178,10 @@ def read(raw: bytes, request: RequestId, gateway: InstanceId) -> ChatRequest:
             raise BadRequestError(f"{name!r} is not supported with this value", name)
     if body.stream_options is not None and not body.stream:
         raise BadRequestError("stream_options goes with stream = true", "stream_options")
+    if body.min_tokens and body.min_tokens > (_max_tokens(body) or _MAX_COUNT):
+        raise BadRequestError("'min_tokens' is more than the limit of tokens", "min_tokens")
+    if body.top_logprobs and not body.logprobs:
+        raise BadRequestError("top_logprobs goes with logprobs = true", "top_logprobs")
     return ChatRequest(
         _generate(body, request, gateway),
         stream=bool(body.stream),
@@ -165,12 +203,12 @@ def _fields(raw: bytes) -> dict[str, Any]:
 
 
 _MISSING = re.compile(r"missing required field `(\w+)`")
-_WHERE = re.compile(r" - at `\$\.?(.*)`$")
+_WHERE = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
 
 
 def _convert(fields: Mapping[str, Any], kind: type[T]) -> T:
     try:
-        return msgspec.convert(fields, kind)
+        return msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
         reason = str(error)
         missing, where = _MISSING.search(reason), _WHERE.search(reason)
@@ -193,16 +231,14 @@ def _asks_strictness(body: ChatBody) -> bool:
 
 
 def _generate(body: ChatBody, request: RequestId, gateway: InstanceId) -> Generate:
-    stop = (body.stop,) if isinstance(body.stop, str) else body.stop or ()
-    top_k = None if body.top_k is None else max(body.top_k, 0)
     return Generate(
         request,
         stream_id(request, 0),
         gateway,
         ModelId(body.model),
         _chat(body),
-        Sampling(body.temperature, body.top_p, top_k, body.seed),
-        Limits(body.max_completion_tokens or body.max_tokens, stop, bool(body.ignore_eos)),
+        _sampling(body),
+        _limits(body),
     )
 
 
@@ -213,6 +249,48 @@ def _chat(body: ChatBody) -> Chat:
         parallel_tool_calls=body.parallel_tool_calls is not False,
         template_options=json_text(body.chat_template_kwargs or None),
     )
+
+
+def _sampling(body: ChatBody) -> Sampling:
+    return Sampling(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=None if body.top_k is None else max(body.top_k, 0),
+        seed=body.seed,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=tuple((body.logit_bias or {}).items()),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=None if body.response_format is None else _grammar(body.response_format),
+    )
+
+
+def _grammar(asked: ResponseFormat) -> Grammar | None:
+    match asked.type:
+        case "text":
+            return None
+        case "json_object":
+            return JsonSchema('{"type":"object"}')
+        case "json_schema":
+            if asked.json_schema is None:
+                raise BadRequestError("json_schema is missing", "response_format.json_schema")
+            return JsonSchema(msgspec.json.encode(asked.json_schema.schema).decode())
+
+
+def _limits(body: ChatBody) -> Limits:
+    return Limits(
+        max_tokens=_max_tokens(body),
+        stop=(body.stop,) if isinstance(body.stop, str) else body.stop or (),
+        ignore_eos=bool(body.ignore_eos),
+        min_tokens=body.min_tokens or 0,
+        stop_token_ids=body.stop_token_ids or (),
+    )
+
+
+def _max_tokens(body: ChatBody) -> int | None:
+    return body.max_completion_tokens or body.max_tokens
 
 
 def _turn(message: ChatMessage, where: str) -> ChatTurn:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from cortex_neuron.engine.choosing import Choosing, Logprobs
 from cortex_neuron.engine.plan import Plan
 from cortex_proto.errors import Failed
 from cortex_proto.ids import StreamId
@@ -40,6 +41,8 @@ class LoadOptions:
     """Prompt tokens computed in one step at most."""
     threads: int
     """Of each rank on the CPU."""
+    tokenizer: Path | None = None
+    """Its tokenizer.json, which need not be there before a grammar comes; None: no grammars."""
 
     @property
     def world(self) -> int:
@@ -54,16 +57,16 @@ class EngineRequest(Message, frozen=True):
     tokens: list[int]
     max_tokens: int | None = None
     """None, or more than the context leaves: as many as it leaves."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0 keeps all."""
+    choosing: Choosing = Choosing()
     seed: int | None = None
     """None: another one each time."""
     ignore_eos: bool = False
     salt: str = ""
     """Only requests of one salt read each other's part of the cache."""
+    min_tokens: int = 0
+    """Nothing ends the answer before it has so many but `max_tokens` or its grammar."""
+    stop_ids: tuple[int, ...] = ()
+    """These tokens end the answer too."""
 
 
 class CancelRequest(Message, frozen=True):
@@ -73,10 +76,12 @@ class CancelRequest(Message, frozen=True):
 
 
 class Sampled(Message, frozen=True):
-    """The next tokens of a request; never an end-of-sequence token that ends it."""
+    """The next tokens of a request; never a token that ends it."""
 
     id: StreamId
     tokens: list[int]
+    logprobs: tuple[Logprobs, ...] = ()
+    """Of each token, if asked for."""
 
 
 class Ended(Message, frozen=True):

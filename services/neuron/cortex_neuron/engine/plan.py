@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cortex_neuron.engine.choosing import Choosing, Constraint, Counts
 from cortex_proto.ids import StreamId
 
 
@@ -14,13 +15,19 @@ class Draw:
     neighbours in the batch nor on how often the request was interrupted.
     """
 
-    temperature: float
-    """0 is greedy."""
-    top_p: float
-    top_k: int
-    """0 keeps all."""
+    choosing: Choosing
     seed: int
     index: int
+    counts: Counts | None = None
+    """Only for a request with penalties."""
+    barred: tuple[int, ...] = ()
+    """These tokens must not come here."""
+    constraint: Constraint | None = None
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether anything is done to the logits but to scale them."""
+        return bool(self.counts or self.barred or self.constraint or self.choosing.logit_bias)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import torch
 
 from cortex_kit import logs, settings
 from cortex_kit.tether import tether_to_parent
+from cortex_neuron.engine.grammar import Grammars
 from cortex_neuron.engine.messages import (
     Broken,
     CancelRequest,
@@ -125,10 +126,10 @@ class Rank:
     def _compute(self, plan: Plan) -> list[Event]:
         try:
             self._plans.send(plan)
-            sampled = self._runner.step(plan)
+            sampled, logprobs = self._runner.step(plan)
         except Exception as error:  # noqa: BLE001  # whatever it was, it must not take the other requests along
             return self._fail(plan, error)
-        return self._scheduler.commit(plan, sampled, time.monotonic())
+        return self._scheduler.commit(plan, sampled, time.monotonic(), logprobs)
 
     def _fail(self, plan: Plan, error: Exception) -> list[Event]:
         """Fail the requests of a step; go on with the others if the device still works.
@@ -196,7 +197,7 @@ def run(channel: Channel, options: LoadOptions, seat: Seat) -> None:
     with torch.inference_mode(), contextlib.closing(team.group):
         match team:
             case Leading(plans=plans):
-                Rank(channel, runner, Scheduler(limits), plans).serve()
+                Rank(channel, runner, _scheduler(limits, options), plans).serve()
             case Following(plans=orders):
                 follow(channel, runner, orders)
 
@@ -215,6 +216,12 @@ def follow(channel: Channel, runner: Runner, orders: PlanReceiver) -> None:
             log.exception("step_failed", plan=plan.because)
             channel.send(Broken(f"a step failed: {error}"))
             raise SystemExit(1) from error
+
+
+def _scheduler(limits: Limits, options: LoadOptions) -> Scheduler:
+    if options.tokenizer is None:
+        return Scheduler(limits)
+    return Scheduler(limits, Grammars(options.tokenizer, limits.eos_ids).bind)
 
 
 def _as_load_failure(error: Exception, options: LoadOptions) -> CortexError:

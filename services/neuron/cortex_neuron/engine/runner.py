@@ -5,9 +5,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from cortex_neuron.engine.choosing import Logprobs
 from cortex_neuron.engine.messages import LoadOptions
 from cortex_neuron.engine.plan import Plan
-from cortex_neuron.engine.sample import sample
+from cortex_neuron.engine.sample import logprobs, sample
 from cortex_neuron.model.batch import Batch
 from cortex_neuron.model.causal import CausalModel
 from cortex_neuron.model.checkpoint import OnProgress
@@ -16,6 +17,7 @@ from cortex_neuron.model.kv import KvPool
 from cortex_neuron.model.load import load
 from cortex_neuron.model.spec import PAGE, ModelSpec, Step, kv_page_bytes
 from cortex_proto.errors import LoadFailedError
+from cortex_proto.ids import StreamId
 
 
 class Runner:
@@ -47,11 +49,12 @@ class Runner:
         runner.warm_up()
         return runner
 
-    def step(self, plan: Plan) -> list[int]:
-        """Run `plan`; returns one token for each of its rows that draws, in order."""
-        logits_RV = self.compute(plan)
+    def step(self, plan: Plan) -> tuple[list[int], dict[StreamId, Logprobs]]:
+        """Run `plan`; returns one token for each of its rows that draws, in order, and logprobs if asked."""
         draws = [row.draw for row in plan.rows if row.draw is not None]
-        return sample(logits_RV[: len(draws)], draws)
+        logits_RV = self.compute(plan)[: len(draws)]
+        sampled = sample(logits_RV, draws)
+        return sampled, _logprobs(plan, logits_RV, sampled)
 
     def compute(self, plan: Plan) -> Tensor:
         """Run the model; of several ranks all must, and only the leader gets the logits_RV."""
@@ -78,6 +81,21 @@ class Runner:
             RuntimeError: it does not work any more; on CUDA an illegal access is never forgotten.
         """
         torch.zeros(1, device=self._device).item()
+
+
+def _logprobs(plan: Plan, logits_RV: Tensor, sampled: list[int]) -> dict[StreamId, Logprobs]:
+    """Gather the logprobs of those rows that ask for them."""
+    drawing = (row for row in plan.rows if row.draw is not None)
+    asking = [
+        (place, row.id, count)
+        for place, row in enumerate(drawing)
+        if row.draw is not None and (count := row.draw.choosing.logprobs) is not None
+    ]
+    if not asking:
+        return {}
+    places, ids, counts = zip(*asking, strict=True)
+    told = logprobs(logits_RV[list(places)], [sampled[place] for place in places], counts)
+    return dict(zip(ids, told, strict=True))
 
 
 def num_pages_of(spec: ModelSpec, options: LoadOptions) -> int:

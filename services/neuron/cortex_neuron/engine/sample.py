@@ -18,6 +18,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from cortex_neuron.engine.adjust import adjusted
+from cortex_neuron.engine.choosing import Choosing, Logprobs
 from cortex_neuron.engine.plan import Draw
 
 _NUM_CANDIDATES = 256
@@ -27,8 +29,10 @@ def sample(logits_RV: Tensor, draws: Sequence[Draw]) -> list[int]:
     """Choose one token a row; temperature 0, or `top_k` 1, takes the likeliest, the first of equals."""
     if not draws:
         return []
+    if any(draw.is_adjusted for draw in draws):
+        logits_RV = adjusted(logits_RV, draws)
     tokens: list[int] = logits_RV.argmax(dim=-1).tolist()
-    random = [row for row, draw in enumerate(draws) if draw.temperature > 0 and draw.top_k != 1]
+    random = [row for row, draw in enumerate(draws) if _is_random(draw.choosing)]
     if not random:
         return tokens
     if len(random) < len(draws):
@@ -36,6 +40,21 @@ def sample(logits_RV: Tensor, draws: Sequence[Draw]) -> list[int]:
     for row, token in zip(random, _draw(logits_RV, [draws[row] for row in random]), strict=True):
         tokens[row] = token
     return tokens
+
+
+def logprobs(logits_RV: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[Logprobs]:
+    """Tell how likely each of `tokens`, one a row, was, and the likeliest `counts[row]` in its place."""
+    logprobs_RV = logits_RV.float().log_softmax(dim=-1)
+    chosen = logprobs_RV.gather(1, torch.tensor(tokens, device=logits_RV.device)[:, None])[:, 0].tolist()
+    values_RC, ids_RC = logprobs_RV.topk(min(max(counts), logits_RV.shape[1]), dim=-1)
+    return [
+        Logprobs(here, tuple(zip(ids[:count], values[:count], strict=True)))
+        for here, ids, values, count in zip(chosen, ids_RC.tolist(), values_RC.tolist(), counts, strict=True)
+    ]
+
+
+def _is_random(choosing: Choosing) -> bool:
+    return choosing.temperature > 0 and choosing.top_k != 1
 
 
 def uniform(seed: int, index: int) -> float:
@@ -58,9 +77,13 @@ def _draw(logits_RV: Tensor, draws: Sequence[Draw]) -> list[int]:
 def _draw_among(logits_RV: Tensor, draws: Sequence[Draw], num_candidates: int) -> list[int | None]:
     """Draw from the likeliest `num_candidates`; None for a row that they do not suffice for."""
     num_tokens = logits_RV.shape[1]
-    settings = [(d.temperature, d.top_p, d.top_k or num_tokens, uniform(d.seed, d.index)) for d in draws]
-    settings_R4 = torch.tensor(settings, dtype=torch.float64, device=logits_RV.device)
-    temperature_R1, top_p_R1, top_k_R1, uniform_R1 = torch.split(settings_R4, 1, dim=1)
+    settings = [
+        (c.temperature, c.top_p, c.top_k or num_tokens, c.min_p, uniform(draw.seed, draw.index))
+        for draw in draws
+        for c in (draw.choosing,)
+    ]
+    settings_R5 = torch.tensor(settings, dtype=torch.float64, device=logits_RV.device)
+    temperature_R1, top_p_R1, top_k_R1, min_p_R1, uniform_R1 = torch.split(settings_R5, 1, dim=1)
 
     scaled_RV = logits_RV.float() / temperature_R1.float()
     scaled_RC, ids_RC = scaled_RV.topk(num_candidates, dim=-1)
@@ -72,6 +95,8 @@ def _draw_among(logits_RV: Tensor, draws: Sequence[Draw], num_candidates: int) -
     sums_RC = (scaled_RC - norm_R1).double().exp().cumsum(dim=-1)
 
     last_R1 = (sums_RC < top_p_R1).sum(dim=-1, keepdim=True)  # of the nucleus; num_candidates: beyond them
+    if any(draw.choosing.min_p or draw.is_adjusted for draw in draws):  # else it changes nothing
+        last_R1 = last_R1.minimum(_last_likely(scaled_RC, min_p_R1))
     total_R1 = torch.where(are_all_R1, sums_RC[:, -1:], 1.0)
     reached_R1 = last_R1 < num_candidates
     mass_R1 = torch.where(reached_R1, sums_RC.gather(1, last_R1.clamp(max=num_candidates - 1)), total_R1)
@@ -81,3 +106,11 @@ def _draw_among(logits_RV: Tensor, draws: Sequence[Draw], num_candidates: int) -
     place_R1 = place_R1.minimum(last_R1).clamp(max=num_candidates - 1)
     pairs = torch.cat([ids_RC.gather(1, place_R1), suffice_R1.long()], dim=1).tolist()
     return [token if suffices else None for token, suffices in pairs]
+
+
+def _last_likely(scaled_RC: Tensor, min_p_R1: Tensor) -> Tensor:
+    """Find the last candidate that is possible, and so likely as `min_p` asks; C if all of them are."""
+    num_candidates = scaled_RC.shape[1]
+    floor_R1 = (scaled_RC[:, :1] + min_p_R1.log().float()).clamp(min=torch.finfo(torch.float32).min)
+    count_R1 = (scaled_RC >= floor_R1).sum(dim=-1, keepdim=True)
+    return torch.where(count_R1 < num_candidates, count_R1 - 1, num_candidates)

@@ -18,19 +18,23 @@ fits into the pages alone, so there is always progress.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from cortex_neuron.engine.cache import Chain, Pages
-from cortex_neuron.engine.messages import Ended, EndReason, EngineRequest, Event, Sampled
-from cortex_neuron.engine.plan import Draw, Plan, PlanRow
+from cortex_neuron.engine.cache import Pages
+from cortex_neuron.engine.choosing import Constraint, Logprobs
+from cortex_neuron.engine.generation import Generation, check_tokens
+from cortex_neuron.engine.messages import Ended, EndReason, EngineRequest, Event, Refused, Sampled
+from cortex_neuron.engine.plan import Plan, PlanRow
 from cortex_neuron.engine.states import States
 from cortex_neuron.model.spec import PAGE
-from cortex_proto.errors import BadRequestError, BusyError, ContextLengthError
+from cortex_proto.errors import BadRequestError, BusyError, ContextLengthError, EngineError, to_wire
+from cortex_proto.generation import Grammar
 from cortex_proto.ids import StreamId
 
-SNAPSHOT_TOKENS = 2048
-"""A long prompt has a snapshot each so many tokens."""
+Bind = Callable[[Grammar], Constraint]
+"""Begins an answer that a grammar binds: `Grammars.bind`."""
+_NO_LOGPROBS: Mapping[StreamId, Logprobs] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,76 +56,26 @@ class Limits:
     """States that can be kept beside those."""
 
 
-@dataclass(slots=True, eq=False)
-class _Generation:
-    """A request on its way; times are None until they come."""
-
-    request: EngineRequest
-    seed: int
-    max_output: int
-    submitted_s: float
-    tokens: list[int] = field(init=False)
-    """The prompt and everything sampled since."""
-    chain: Chain = field(init=False)
-    computed: int = 0
-    """So many of `tokens` are in the cache."""
-    pages: tuple[int, ...] = ()
-    num_published: int = 0
-    """So many of `pages` are full, and found by whoever asks for their content."""
-    cached_tokens: int = 0
-    """So many were in the cache already when it first ran."""
-    slot: int = 0
-    marks: tuple[int, ...] = ()
-    """Where snapshots are due while the prompt is computed, ascending."""
-    tail: bytes | None = None
-    """The key of the last snapshot taken while decoding."""
-    started_s: float | None = None
-    first_s: float | None = None
-    last_s: float | None = None
-
-    def __post_init__(self) -> None:
-        self.tokens = list(self.request.tokens)
-        self.chain = Chain(self.request.salt)
-
-    @property
-    def num_output(self) -> int:
-        return len(self.tokens) - len(self.request.tokens)
-
-    @property
-    def pending(self) -> int:
-        """Tokens to compute before the next one can be sampled; 1 means decoding."""
-        return len(self.tokens) - self.computed
-
-    def ended(self, reason: EndReason, now_s: float) -> Ended:
-        """Give the last event; a phase that was not reached took no time."""
-        started_s = now_s if self.started_s is None else self.started_s
-        first_s = now_s if self.first_s is None else self.first_s
-        last_s = first_s if self.last_s is None else self.last_s
-        return Ended(
-            self.request.id,
-            reason,
-            prompt_tokens=len(self.request.tokens),
-            output_tokens=self.num_output,
-            cached_tokens=self.cached_tokens,
-            queue_s=started_s - self.submitted_s,
-            prefill_s=first_s - started_s,
-            decode_s=last_s - first_s,
-        )
+def _no_grammars(_: Grammar) -> Constraint:
+    raise BadRequestError(
+        "response_format: this model has no tokenizer file, so nothing can bind its answers"
+    )
 
 
 class Scheduler:
     """Owns the requests of one engine and their pages. Knows neither tensors nor clocks."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, bind: Bind = _no_grammars) -> None:
         assert limits.context <= limits.num_pages * PAGE
         assert not limits.num_slots or limits.prefill_tokens >= PAGE
         self._limits = limits
+        self._bind = bind
         self._pages = Pages(limits.num_pages)
         self._states = States(limits.num_slots, limits.num_snapshots) if limits.num_slots else None
         self._grain = PAGE if limits.num_slots else 1
-        self._running: list[_Generation] = []
-        self._waiting: deque[_Generation] = deque()
-        self._by_id: dict[StreamId, _Generation] = {}
+        self._running: list[Generation] = []
+        self._waiting: deque[Generation] = deque()
+        self._by_id: dict[StreamId, Generation] = {}
 
     @property
     def num_running(self) -> int:
@@ -144,7 +98,8 @@ class Scheduler:
         Raises:
             BusyError: too many wait already.
             ContextLengthError: the prompt leaves no room for an answer.
-            BadRequestError: an empty prompt, a token the model does not have, an id in use.
+            BadRequestError: an empty prompt, a token that the model does not have, an id in use,
+                a grammar that cannot be used.
         """
         limits = self._limits
         if len(self._waiting) >= limits.max_waiting:
@@ -156,15 +111,15 @@ class Scheduler:
                 f"However, your messages resulted in {num_prompt} tokens.",
                 param="messages",
             )
-        if not request.tokens or min(request.tokens) < 0 or max(request.tokens) >= limits.vocab_size:
-            raise BadRequestError(f"the prompt must be 1 or more tokens from 0 to {limits.vocab_size - 1}")
+        check_tokens(request, limits.vocab_size)
         if request.id in self._by_id:
             raise BadRequestError(f"{request.id} is in use already")
         room = limits.context - num_prompt
         max_output = room if request.max_tokens is None else min(request.max_tokens, room)
-        generation = _Generation(
-            request, request.seed if request.seed is not None else seed, max_output, now_s
-        )
+        seed = seed if request.seed is None else request.seed
+        grammar = request.choosing.grammar
+        constraint = None if grammar is None else self._bind(grammar)
+        generation = Generation(request, seed, max_output, now_s, constraint)
         self._by_id[request.id] = generation
         self._waiting.append(generation)
 
@@ -203,8 +158,17 @@ class Scheduler:
         rows.sort(key=lambda row: row.draw is None)
         return Plan(tuple(rows), num_decoding, tuple(preempted), blocked, *self._states.due())
 
-    def commit(self, plan: Plan, sampled: Sequence[int], now_s: float) -> list[Event]:
-        """Take in what the step gave: one token for each row of `plan` that draws, in order."""
+    def commit(
+        self,
+        plan: Plan,
+        sampled: Sequence[int],
+        now_s: float,
+        logprobs: Mapping[StreamId, Logprobs] = _NO_LOGPROBS,
+    ) -> list[Event]:
+        """Take in what the step gave: one token for each row of `plan` that draws, in order.
+
+        `logprobs` are those of these tokens, for the requests that asked for them.
+        """
         events: list[Event] = []
         draws = iter(sampled)
         for row in plan.rows:
@@ -216,12 +180,13 @@ class Scheduler:
             if generation.computed >= (generation.num_published + 1) * PAGE:
                 self._publish(generation)
             if token is not None:
-                self._append(generation, token, now_s, events)
+                told = (logprobs[row.id],) if row.id in logprobs else ()
+                events += self._append(generation, Sampled(row.id, [token], told), now_s)
         if self._states is not None:
             self._states.saved(plan.saves)
         return events
 
-    def _piece(self, generation: _Generation, budget: int) -> PlanRow:
+    def _piece(self, generation: Generation, budget: int) -> PlanRow:
         """Plan the next tokens of a prompt: as many as the budget allows, up to the next mark."""
         past, length = generation.computed, len(generation.tokens)
         stop = min(past + budget, length, *(mark for mark in generation.marks if mark > past))
@@ -229,7 +194,7 @@ class Scheduler:
             stop -= stop % self._grain
         return self._advance(generation, stop - past)
 
-    def _advance(self, generation: _Generation, count: int) -> PlanRow:
+    def _advance(self, generation: Generation, count: int) -> PlanRow:
         """Plan the next `count` tokens of a request, and the snapshot that is due after them."""
         end = generation.computed + count
         if self._states is not None and not end % PAGE:
@@ -239,9 +204,9 @@ class Scheduler:
             elif end == len(generation.tokens):
                 self._states.save(generation.slot, key, instead=generation.tail)
                 generation.tail = key
-        return _row(generation, count)
+        return self._row(generation, count)
 
-    def _decoding(self, preempted: list[StreamId]) -> Iterator[_Generation]:
+    def _decoding(self, preempted: list[StreamId]) -> Iterator[Generation]:
         """Give those that decode, oldest first, each with a page for its next token.
 
         Where none is free, the youngest of all that run loses its own.
@@ -262,7 +227,7 @@ class Scheduler:
                 generation.pages += self._pages.take(1, after=generation.pages[-1])
                 yield generation
 
-    def _preempt(self) -> _Generation:
+    def _preempt(self) -> Generation:
         """Send the youngest back to the front of the queue."""
         youngest = self._running.pop()
         self._let_go(youngest)
@@ -280,12 +245,12 @@ class Scheduler:
         if self._states is not None and not self._states.num_free:
             return "no state slot is free"
         found, _ = self._find(self._waiting[0])
-        needed, room = _num_pages(self._waiting[0]) - len(found), self._pages.room(found)
+        needed, room = self._waiting[0].num_pages - len(found), self._pages.room(found)
         if needed > room:
             return f"it needs {needed} pages, {room} are free"
         return ""
 
-    def _find(self, generation: _Generation) -> tuple[tuple[int, ...], int]:
+    def _find(self, generation: Generation) -> tuple[tuple[int, ...], int]:
         """Find the pages that need not be computed, and count those that would not but for the state.
 
         At least one token is left to compute.
@@ -297,25 +262,25 @@ class Scheduler:
             return found, len(found)
         return found[: self._states.deepest(keys[: len(found)])], len(found)
 
-    def _admit(self, now_s: float) -> _Generation:
+    def _admit(self, now_s: float) -> Generation:
         generation = self._waiting.popleft()
         found, num_known = self._find(generation)
         self._pages.hold(found)
-        needed = _num_pages(generation) - len(found)
+        needed = generation.num_pages - len(found)
         generation.pages = found + self._pages.take(needed, after=found[-1] if found else None)
         generation.num_published = len(found)
         generation.computed = len(found) * PAGE
         if self._states is not None:
             keys = generation.chain.keys(generation.tokens, len(found))
             generation.slot = self._states.enter(keys[-1] if keys else None)
-            generation.marks = _marks(generation, num_known * PAGE) if self._states.num_snapshots else ()
+            generation.marks = generation.marks_from(num_known * PAGE) if self._states.num_snapshots else ()
         if generation.started_s is None:
             generation.started_s = now_s
             generation.cached_tokens = generation.computed
         self._running.append(generation)
         return generation
 
-    def _publish(self, generation: _Generation) -> None:
+    def _publish(self, generation: Generation) -> None:
         """Let others find the pages that have become full."""
         num_full = generation.computed // PAGE
         keys = generation.chain.keys(generation.tokens, num_full)
@@ -323,23 +288,44 @@ class Scheduler:
             self._pages.publish(generation.pages[place], keys[place])
         generation.num_published = num_full
 
-    def _append(self, generation: _Generation, token: int, now_s: float, events: list[Event]) -> None:
+    def _append(self, generation: Generation, sampled: Sampled, now_s: float) -> list[Event]:
         """Add a token, and end the request if it was the last."""
-        request = generation.request
+        request, constraint = generation.request, generation.constraint
+        [token] = sampled.tokens
         generation.tokens.append(token)
         generation.last_s = now_s
         if generation.first_s is None:
             generation.first_s = now_s
-        if token in self._limits.eos_ids and not request.ignore_eos:
-            self._leave(generation)
-            events.append(generation.ended("stop", now_s))
-            return
-        events.append(Sampled(request.id, [token]))
+        if token in generation.end_ids(self._limits.eos_ids):
+            return [self._end(generation, "stop", now_s)]
+        if generation.counts is not None:
+            generation.counts.add(token)
+        if constraint is not None:
+            constraint.advance(token)
+            if constraint.fault:
+                self._leave(generation)
+                fault = EngineError(f"the answer cannot go on in its grammar: {constraint.fault}")
+                return [Refused(request.id, to_wire(fault))]
+            if constraint.is_over:
+                return [sampled, self._end(generation, "stop", now_s)]
         if generation.num_output >= generation.max_output:
-            self._leave(generation)
-            events.append(generation.ended("length", now_s))
+            return [sampled, self._end(generation, "length", now_s)]
+        return [sampled]
 
-    def _leave(self, generation: _Generation) -> None:
+    def _end(self, generation: Generation, reason: EndReason, now_s: float) -> Ended:
+        self._leave(generation)
+        return generation.ended(reason, now_s)
+
+    def _row(self, generation: Generation, budget: int) -> PlanRow:
+        """Plan the next tokens of a request, `budget` of them at most; it draws if none is left over."""
+        request = generation.request
+        tokens = generation.tokens[generation.computed : generation.computed + budget]
+        draw = None
+        if len(tokens) == generation.pending:
+            draw = generation.draw(self._limits.eos_ids)
+        return PlanRow(request.id, tokens, generation.computed, generation.pages, draw, generation.slot)
+
+    def _leave(self, generation: Generation) -> None:
         del self._by_id[generation.request.id]
         if generation.pages:
             self._running.remove(generation)
@@ -347,31 +333,9 @@ class Scheduler:
         else:
             self._waiting.remove(generation)
 
-    def _let_go(self, generation: _Generation) -> None:
+    def _let_go(self, generation: Generation) -> None:
         """Take back what it holds; what was published may be found again."""
         self._pages.give_back(generation.pages)
         generation.pages = ()
         if self._states is not None:
             self._states.leave(generation.slot)
-
-
-def _row(generation: _Generation, budget: int) -> PlanRow:
-    """Plan the next tokens of a request, `budget` of them at most; it draws if none is left over."""
-    request = generation.request
-    tokens = generation.tokens[generation.computed : generation.computed + budget]
-    if len(tokens) < generation.pending:
-        return PlanRow(request.id, tokens, generation.computed, generation.pages, None, generation.slot)
-    draw = Draw(request.temperature, request.top_p, request.top_k, generation.seed, generation.num_output)
-    return PlanRow(request.id, tokens, generation.computed, generation.pages, draw, generation.slot)
-
-
-def _marks(generation: _Generation, branch: int) -> tuple[int, ...]:
-    """Say where snapshots are due; others have computed the prompt's tokens up to `branch`."""
-    last = (len(generation.tokens) - 1) // PAGE * PAGE
-    marks = {branch, last, *range(SNAPSHOT_TOKENS, last, SNAPSHOT_TOKENS)}
-    return tuple(sorted(mark for mark in marks if mark > generation.computed))
-
-
-def _num_pages(generation: _Generation) -> int:
-    """Pages for all its tokens and one more."""
-    return len(generation.tokens) // PAGE + 1

@@ -26,15 +26,18 @@ def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "cortex" / "tokenizers"
 
 
+def place(model: Path, cache: Path) -> Path:
+    """Say where the tokenizer is, or will be: the model's own directory, or one in the cache."""
+    return model if (model / "tokenizer.json").exists() else cache / _key(model)
+
+
 async def tokenizer_dir(model: Path, cache: Path) -> Path:
     """Return a directory with tokenizer.json: the model's own, or a converted one from the cache.
 
     Raises:
         LoadFailedError: the tokenizer could not be converted.
     """
-    if (model / "tokenizer.json").exists():
-        return model
-    target = cache / await asyncio.to_thread(_key, model)
+    target = await asyncio.to_thread(place, model, cache)
     if not (target / "tokenizer.json").exists():
         await _convert(model, target)
     return target

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from cortex_neuron.text.answer import Answer
 from cortex_neuron.text.detokenizer import Detokenizer
+from cortex_neuron.text.logprobs import Ledger
 from cortex_neuron.text.markup import CALL_BLOCK, Markup, is_thinking, markup_of
 from cortex_neuron.text.reasoning import Reasoning
 from cortex_neuron.text.template import Template
@@ -30,6 +31,8 @@ class Defaults:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 DEFAULTS = Defaults()
@@ -89,13 +92,16 @@ class TextCodec:
         digest = hashlib.blake2s(stream.encode(), digest_size=_ID_BYTES).hexdigest()
         return Calling(self.markup.calls, schemas, f"call_{digest}")
 
+    def ledger(self, generate: Generate, prompt: Sequence[int]) -> Ledger:
+        """Begin to keep the logprobs of an answer; `prompt` is the tokens of the request."""
+        if not isinstance(generate.prompt, Chat):
+            return Ledger(self.tokenizer, prompt)
+        return Ledger(self.tokenizer, prompt, self.markup.shown)
+
     def sampling(self, asked: Sampling) -> Defaults:
         """Fill in what the request leaves open."""
-        return Defaults(
-            temperature=self.defaults.temperature if asked.temperature is None else asked.temperature,
-            top_p=self.defaults.top_p if asked.top_p is None else asked.top_p,
-            top_k=self.defaults.top_k if asked.top_k is None else asked.top_k,
-        )
+        said = {name: getattr(asked, name) for name in Defaults.__slots__}
+        return replace(self.defaults, **{name: value for name, value in said.items() if value is not None})
 
     def _render(self, chat: Chat) -> str:
         if self.template is None:
@@ -180,5 +186,5 @@ def _special_tokens(config: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def _defaults(config: Mapping[str, Any]) -> Defaults:
-    known = {name: config[name] for name in ("temperature", "top_p", "top_k") if config.get(name) is not None}
+    known = {name: config[name] for name in Defaults.__slots__ if config.get(name) is not None}
     return Defaults(**known)

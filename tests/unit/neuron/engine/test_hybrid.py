@@ -62,7 +62,8 @@ class Loop:
     def step(self) -> None:
         plan = self.scheduler.plan(0.0)
         self.preempted += len(plan.preempted)
-        for event in self.scheduler.commit(plan, self.runner.step(plan), 0.0):
+        sampled, _ = self.runner.step(plan)
+        for event in self.scheduler.commit(plan, sampled, 0.0):
             if isinstance(event, Sampled):
                 self.said[event.id] += event.tokens
             if isinstance(event, Ended):

@@ -68,6 +68,7 @@ def test_an_absurd_length_is_refused() -> None:
 
 
 def test_options_survive_the_command_line() -> None:
-    options = LoadOptions(Path("/models/a b.gguf"), ("cuda:0", "cuda:3"), "bfloat16", 2**40, 32, 128, 256, 4)
+    devices = ("cuda:0", "cuda:3")
+    options = LoadOptions(Path("/a b.gguf"), devices, "bfloat16", 2**40, 32, 128, 256, 4, Path("/t"))
 
     assert read_options(write_options(options)) == options

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from cortex_neuron.engine.choosing import Choosing
 from cortex_neuron.engine.plan import Draw, Plan, PlanRow
 from cortex_neuron.engine.plan_channel import PlanReceiver, PlanSender
 from cortex_neuron.engine.seat import Alone, Follow, Lead, read_seat, seats, write_seat
@@ -17,7 +18,7 @@ from cortex_proto.ids import StreamId
 
 SECRET = b"s" * 32
 LIMIT_S = 20.0
-ROW = PlanRow(StreamId("a"), [1, 2, 3], 64, (4, 9), Draw(1.0, 0.9, 0, 7, 0))
+ROW = PlanRow(StreamId("a"), [1, 2, 3], 64, (4, 9), Draw(Choosing(temperature=1.0), 7, 0))
 
 
 @pytest.fixture

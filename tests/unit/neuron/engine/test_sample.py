@@ -3,17 +3,25 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cortex_neuron.engine.choosing import Choosing
 from cortex_neuron.engine.plan import Draw
 from cortex_neuron.engine.sample import sample, uniform
 
-GREEDY = Draw(temperature=0.0, top_p=1.0, top_k=0, seed=0, index=0)
-FREE = replace(GREEDY, temperature=1.0)
+
+def choosing(**fields: Any) -> Draw:
+    """Draw by these settings, from a free choice among all tokens on."""
+    return Draw(Choosing(**{"temperature": 1.0, **fields}), seed=0, index=0)
+
+
+GREEDY = choosing(temperature=0)
+FREE = choosing()
 SHARES = [0.5, 0.25, 0.125, 0.125]
 
 
@@ -34,7 +42,7 @@ def test_greedy_takes_the_likeliest() -> None:
 
 
 @pytest.mark.parametrize(
-    "draw", [replace(FREE, top_k=1), replace(FREE, top_p=1e-9), replace(FREE, temperature=1e-6)]
+    "draw", [choosing(top_k=1), choosing(top_p=1e-9), choosing(temperature=1e-6), choosing(min_p=1)]
 )
 def test_one_candidate_is_as_good_as_greedy(draw: Draw) -> None:
     scores = logits(5)
@@ -48,14 +56,18 @@ def test_one_candidate_is_as_good_as_greedy(draw: Draw) -> None:
             st.sampled_from([0.0, 0.7, 1.0, 5.0]),
             st.sampled_from([0.5, 0.95, 1.0]),
             st.sampled_from([0, 3, 400]),
+            st.sampled_from([0.0, 0.001, 0.5]),
         ),
         min_size=1,
         max_size=6,
     )
 )
-def test_a_row_does_not_depend_on_its_neighbours(settings: list[tuple[float, float, int]]) -> None:
+def test_a_row_does_not_depend_on_its_neighbours(settings: list[tuple[float, float, int, float]]) -> None:
     scores = logits(len(settings))
-    draws = [Draw(*setting, seed=9, index=row) for row, setting in enumerate(settings)]
+    draws = [
+        replace(choosing(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p), seed=9, index=row)
+        for row, (temperature, top_p, top_k, min_p) in enumerate(settings)
+    ]
 
     together = sample(scores, draws)
 
@@ -89,7 +101,7 @@ def test_tokens_come_out_in_their_shares() -> None:
 
 
 def test_temperature_flattens() -> None:
-    counts = drawn([0.8, 0.2], replace(FREE, temperature=2.0))
+    counts = drawn([0.8, 0.2], choosing(temperature=2.0))
 
     assert abs(counts[0] / 4000 - 2 / 3) < 0.03  # the shares are as the roots of 0.8 and 0.2
 
@@ -99,18 +111,18 @@ def test_temperature_flattens() -> None:
     [(0.1, {0}), (0.49, {0}), (0.51, {0, 1}), (0.74, {0, 1}), (0.76, {0, 1, 2}), (1.0, {0, 1, 2, 3})],
 )
 def test_top_p_keeps_the_fewest_that_reach_it(top_p: float, kept: set[int]) -> None:
-    assert set(drawn([0.5, 0.25, 0.15, 0.1], replace(FREE, top_p=top_p))) == kept
+    assert set(drawn([0.5, 0.25, 0.15, 0.1], choosing(top_p=top_p))) == kept
 
 
 def test_top_p_counts_within_top_k() -> None:
-    counts = drawn([0.4, 0.3, 0.2, 0.1], replace(FREE, top_k=2, top_p=0.5))
+    counts = drawn([0.4, 0.3, 0.2, 0.1], choosing(top_k=2, top_p=0.5))
 
     assert set(counts) == {0}  # 0.4 of the 0.7 that top_k keeps is over a half
 
 
 @pytest.mark.parametrize("top_k", [2, 3])
 def test_top_k_keeps_so_many(top_k: int) -> None:
-    assert set(drawn([0.4, 0.3, 0.2, 0.1], replace(FREE, top_k=top_k))) == set(range(top_k))
+    assert set(drawn([0.4, 0.3, 0.2, 0.1], choosing(top_k=top_k))) == set(range(top_k))
 
 
 @pytest.mark.parametrize(("top_p", "top_k", "kept"), [(1.0, 0, 2000), (0.5, 0, 1000), (1.0, 700, 700)])
@@ -119,7 +131,9 @@ def test_a_flat_distribution_is_drawn_from_beyond_the_first_candidates(
 ) -> None:
     row = torch.linspace(0, -1e-3, 2000)[None]
 
-    tokens = sample(row.expand(4000, -1), [Draw(1.0, top_p, top_k, seed=0, index=i) for i in range(4000)])
+    tokens = sample(
+        row.expand(4000, -1), [replace(choosing(top_p=top_p, top_k=top_k), index=i) for i in range(4000)]
+    )
 
     assert 0.97 * kept < max(tokens) <= kept
     assert abs(sum(tokens) / 4000 - kept / 2) < 0.05 * kept

@@ -2,13 +2,15 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders.engine import EOS, VOCAB, Bench, alone, limits, request
-from cortex_neuron.engine.messages import Sampled
+from cortex_neuron.engine.choosing import Logprobs
+from cortex_neuron.engine.messages import Ended, Sampled
 from cortex_neuron.engine.plan import Plan
 from cortex_neuron.engine.scheduler import Scheduler
 from cortex_neuron.model.spec import PAGE
@@ -330,3 +332,58 @@ def check_pages(bench: Bench) -> None:
     held = Counter(page for generation in bench.scheduler._running for page in generation.pages)
     assert [pages.num_owners(page) for page in range(pages.total)] == [held[p] for p in range(pages.total)]
     assert pages.free + len(held) == pages.total
+
+
+def test_an_answer_does_not_end_before_its_least_tokens() -> None:
+    scheduler = Scheduler(limits())
+    scheduler.submit(request("a", min_tokens=2, stop_ids=(9,)), seed=0, now_s=0.0)
+
+    barred = []
+    for _ in range(3):
+        plan = scheduler.plan(0.0)
+        barred += [row.draw.barred for row in plan.rows if row.draw]
+        scheduler.commit(plan, [5], 1.0)
+
+    assert barred == [(EOS, 9), (EOS, 9), ()]
+
+
+def test_a_stop_token_ends_the_answer_also_where_the_end_of_the_sequence_does_not() -> None:
+    scheduler = Scheduler(limits())
+    scheduler.submit(request("a", stop_ids=(9,), ignore_eos=True), seed=0, now_s=0.0)
+
+    assert scheduler.commit(scheduler.plan(0.0), [EOS], 1.0) == [Sampled(StreamId("a"), [EOS])]
+    [ended] = scheduler.commit(scheduler.plan(1.0), [9], 2.0)
+
+    assert isinstance(ended, Ended)
+    assert (ended.reason, ended.output_tokens) == ("stop", 2)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"stop_ids": (VOCAB,)}, {"stop_ids": (-1,)}, {"logit_bias": ((VOCAB, 1.0),)}]
+)
+def test_a_token_that_the_model_does_not_have_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(BadRequestError, match="tokens 0 to 100"):
+        Bench().submit(request("a", **fields))
+
+
+def test_penalties_count_the_tokens_of_prompt_and_answer() -> None:
+    scheduler = Scheduler(limits())
+    scheduler.submit(request("a", [1, 2], presence_penalty=1.0), seed=0, now_s=0.0)
+    scheduler.commit(scheduler.plan(0.0), [2], 1.0)
+
+    [row] = scheduler.plan(1.0).rows
+
+    assert row.draw is not None
+    assert row.draw.counts is not None
+    assert row.draw.counts.in_output == {1: 0, 2: 1}
+
+
+def test_logprobs_go_with_their_tokens() -> None:
+    scheduler = Scheduler(limits())
+    scheduler.submit(request("a", logprobs=0), seed=0, now_s=0.0)
+    scheduler.submit(request("b"), seed=0, now_s=0.0)
+    told = Logprobs(-0.5, ())
+
+    events = scheduler.commit(scheduler.plan(0.0), [5, 6], 1.0, {StreamId("a"): told})
+
+    assert events == [Sampled(StreamId("a"), [5], (told,)), Sampled(StreamId("b"), [6])]

@@ -4,8 +4,8 @@ import pytest
 
 from builders.engine import Bench, alone, request
 from cortex_neuron.engine.cache import Chain
+from cortex_neuron.engine.generation import SNAPSHOT_TOKENS
 from cortex_neuron.engine.plan import Plan, Save
-from cortex_neuron.engine.scheduler import SNAPSHOT_TOKENS
 from cortex_neuron.engine.states import States
 from cortex_neuron.model.spec import PAGE
 

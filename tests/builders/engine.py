@@ -25,7 +25,7 @@ def request(name: str = "a", tokens: Sequence[int] = (1, 2, 3), **fields: Any) -
 def load_options(path: Path, **fields: Any) -> LoadOptions:
     """One rank on the CPU, with one thread and little room."""
     defaults: dict[str, Any] = {
-        "device": "cpu",
+        "devices": ("cpu",),
         "dtype": "float32",
         "kv_bytes": 4 * 2**20,
         "max_batch": 8,

@@ -23,10 +23,10 @@ from cortex_neuron.engine.seat import Seat, write_seat
 
 _LEAVE_LIMIT_S = 2.0
 _CHUNK_BYTES = 1 << 16
-# OpenMP threads that spin while they wait lose their turn just when they are needed, if others use
-# the same cores: SmolLM2-135M on 2 cores beside one busy process, 8 tokens/s spinning, 39 sleeping.
+# OpenMP threads that spin long while they wait take the cores from whoever else needs them, and then
+# lose their own turn; those that sleep at once wake late. Figures in docs/performance.md.
 # Ranks on one machine meet on its loopback, whatever its name resolves to.
-_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"} | (
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"} | (
     {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 )
 
